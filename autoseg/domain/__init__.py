@@ -1,0 +1,1 @@
+"""Frozen values and the rules that hold between them. No torch, no file formats."""

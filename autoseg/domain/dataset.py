@@ -1,0 +1,202 @@
+"""What a labelled data set is: channels, labels, cases. How the layouts on disk become one is in `layouts.py`."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import model_validator
+
+from autoseg.domain.values import Value
+
+IGNORE_INDEX = -1
+"""Class index of voxels that take no part in the loss. Negative, so that it can never be a class."""
+
+SCHEMA_VERSION = 1
+
+
+class Channel(Value):
+    """One input channel, by its name in the data set ("T1", "CT", ...)."""
+
+    name: str
+
+
+class LabelClass(Value):
+    """A foreground class: its name and the label values in the files that belong to it.
+
+    One value is an ordinary class; several values make a region (regions may overlap).
+    """
+
+    name: str
+    values: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _has_values(self) -> Self:
+        if not self.values or any(value <= 0 for value in self.values):
+            raise ValueError(f"class {self.name!r} needs label values above 0, got {self.values}")
+        return self
+
+
+class LabelSchema(Value):
+    """The foreground classes in the order of the network's outputs (output 0 is background).
+
+    Attributes:
+        classes: Foreground classes; class index i + 1 is ``classes[i]``.
+        ignore: Label value of voxels that nobody annotated, or None.
+    """
+
+    classes: tuple[LabelClass, ...]
+    ignore: int | None = None
+
+    @model_validator(mode="after")
+    def _values_are_distinct(self) -> Self:
+        if not self.classes:
+            raise ValueError("at least one foreground class is needed")
+        names = [item.name for item in self.classes]
+        if len(set(names)) != len(names):
+            raise ValueError(f"class names must differ, got {names}")
+        if not self.has_regions:
+            values = [item.values[0] for item in self.classes]
+            if len(set(values)) != len(values):
+                raise ValueError(f"label values must differ, got {values}")
+        if self.ignore is not None and any(self.ignore in item.values for item in self.classes):
+            raise ValueError(f"the ignore value {self.ignore} is also the value of a class")
+        return self
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether any class joins several label values."""
+        return any(len(item.values) > 1 for item in self.classes)
+
+    @property
+    def num_classes(self) -> int:
+        """Network outputs: background and every foreground class."""
+        return len(self.classes) + 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Foreground class names in order."""
+        return tuple(item.name for item in self.classes)
+
+    @property
+    def declared_values(self) -> frozenset[int]:
+        """Every value a label file may hold, 0 and the ignore value included."""
+        values = {0} | {value for item in self.classes for value in item.values}
+        return frozenset(values if self.ignore is None else values | {self.ignore})
+
+    def encode(self, labels: NDArray[np.integer]) -> NDArray[np.int16]:
+        """Label values of the file to class indices 0 ... num_classes - 1, the ignore value to IGNORE_INDEX.
+
+        Args:
+            labels: Any shape, integer, every value declared.
+
+        Raises:
+            ValueError: A value is not declared.
+        """
+        found = np.unique(labels)
+        unknown = sorted({int(value) for value in found} - self.declared_values)
+        if unknown:
+            raise ValueError(f"undeclared label values {unknown}; declared are {sorted(self.declared_values)}")
+        out = np.zeros(labels.shape, np.int16)
+        for index, item in enumerate(self.classes, start=1):
+            for value in item.values:
+                out[labels == value] = index
+        if self.ignore is not None:
+            out[labels == self.ignore] = IGNORE_INDEX
+        return out
+
+    def decode_table(self) -> NDArray[np.uint16] | NDArray[np.uint8]:
+        """The label value of every class index, as a table to index with: uint8 where all values fit, else uint16."""
+        values = [0, *(item.values[0] for item in self.classes)]
+        if max(values) <= np.iinfo(np.uint8).max:
+            return np.asarray(values, np.uint8)
+        return np.asarray(values, np.uint16)
+
+
+class Case(Value):
+    """One labelled (or unlabelled) image.
+
+    Attributes:
+        id: Unique in the data set; outputs are named by it.
+        images: Absolute paths, one a channel; or a single file that holds every channel.
+        labels: Absolute path of the label map, None when there is none.
+        patient: Cases of one patient stay in one fold; None when unknown.
+    """
+
+    id: str
+    images: tuple[str, ...]
+    labels: str | None = None
+    patient: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Images and labels, in that order."""
+        return self.images if self.labels is None else (*self.images, self.labels)
+
+
+class Dataset(Value):
+    """A data set as resolved: every case with its files.
+
+    Attributes:
+        cases: Labelled training cases, sorted by id.
+        test_cases: Unlabelled (or separately labelled) cases that came with it.
+        file_ending: The ending of label files, with the dot, such as ".nii.gz".
+        splits: Folds that came with it (case ids of each fold's validation cases with its training cases), if any.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    channels: tuple[Channel, ...]
+    labels: LabelSchema
+    cases: tuple[Case, ...]
+    test_cases: tuple[Case, ...] = ()
+    file_ending: str = ".nii.gz"
+    splits: Splits | None = None
+
+    @model_validator(mode="after")
+    def _ids_are_unique(self) -> Self:
+        ids = [case.id for case in self.cases]
+        if len(set(ids)) != len(ids):
+            doubled = sorted({item for item in ids if ids.count(item) > 1})
+            raise ValueError(f"case ids must differ, these occur more than once: {doubled}")
+        if not self.channels:
+            raise ValueError("at least one channel is needed")
+        return self
+
+    def case(self, case_id: str) -> Case:
+        """The case of that id; KeyError when there is none."""
+        for case in self.cases:
+            if case.id == case_id:
+                return case
+        raise KeyError(case_id)
+
+
+class Fold(Value):
+    """Case ids of one fold."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+class Splits(Value):
+    """The folds of a cross-validation.
+
+    Attributes:
+        rule: How they were made, in words, for people.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    rule: str
+    folds: tuple[Fold, ...]
+
+    @model_validator(mode="after")
+    def _no_leak(self) -> Self:
+        for number, fold in enumerate(self.folds):
+            both = sorted(set(fold.train) & set(fold.validation))
+            if both:
+                raise ValueError(f"fold {number} trains and validates on the same cases: {both[:5]}")
+        return self
+
+
+Dataset.model_rebuild()

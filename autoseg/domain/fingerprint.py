@@ -1,0 +1,118 @@
+"""What was measured of a data set. The planner sees this and a budget, nothing else.
+
+Every tuple of three is in the order Z, Y, X of the canonical (RAS+) axes, as NIfTI arrays lie in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import model_validator
+
+from autoseg.domain.values import Value, digest_of
+
+SCHEMA_VERSION = 1
+
+Triple = tuple[float, float, float]
+Shape = tuple[int, int, int]
+
+
+class IntensityStats(Value):
+    """Foreground intensities of one channel of one case: exact moments and a quantile sketch.
+
+    Attributes:
+        count: Foreground voxels measured.
+        quantiles: Values at the levels `QUANTILE_LEVELS` of `preprocessing.measure`.
+    """
+
+    count: int
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+    quantiles: tuple[float, ...]
+
+
+class CaseStats(Value):
+    """Measurements of one case.
+
+    Attributes:
+        case: Its id.
+        spacing_mm: Voxel size (Z, Y, X).
+        shape_original: Voxels (Z, Y, X) before cropping.
+        shape: Voxels (Z, Y, X) of the box around the non-zero region.
+        relative_size_fraction: Voxels of the box / voxels of the image.
+        class_voxels: Voxels of each foreground class, in the order of the label schema.
+        intensities: One per channel; empty when the case has no foreground.
+        is_2d: Whether the case is a picture without a third axis.
+    """
+
+    case: str
+    spacing_mm: Triple
+    shape_original: Shape
+    shape: Shape
+    relative_size_fraction: float
+    class_voxels: tuple[int, ...]
+    intensities: tuple[IntensityStats, ...]
+    is_2d: bool = False
+
+
+class ChannelIntensity(Value):
+    """Pooled foreground intensities of one channel over the data set."""
+
+    mean: float
+    median: float
+    std: float
+    minimum: float
+    maximum: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+class Fingerprint(Value):
+    """What the planner needs to know of a data set.
+
+    Attributes:
+        channels: Channel names, in order (they choose the normalisation).
+        num_classes: Background and foreground classes.
+        num_training_cases: As counted by the data set.
+        spacings_mm: Per case (Z, Y, X).
+        shapes: Per case after cropping (Z, Y, X).
+        median_relative_size_fraction: Median over cases of cropped / original voxels.
+        intensities: One per channel.
+        cases: The measurements of each case, when they were taken here; empty for an imported fingerprint.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    channels: tuple[str, ...]
+    num_classes: int
+    num_training_cases: int
+    spacings_mm: tuple[Triple, ...]
+    shapes: tuple[Shape, ...]
+    median_relative_size_fraction: float
+    intensities: tuple[ChannelIntensity, ...]
+    cases: tuple[CaseStats, ...] = ()
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        if not self.spacings_mm or len(self.spacings_mm) != len(self.shapes):
+            raise ValueError(
+                f"spacings ({len(self.spacings_mm)}) and shapes ({len(self.shapes)}) need one entry a case"
+            )
+        if len(self.intensities) != len(self.channels):
+            raise ValueError(f"{len(self.intensities)} intensity entries for {len(self.channels)} channels")
+        return self
+
+    def digest(self) -> str:
+        """Name of these measurements."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+class Budget(Value):
+    """What a plan may use. Measured speeds of a machine come in here as numbers, so that the planner stays pure.
+
+    Attributes:
+        vram_gb: Memory for one training step in GB (10^9 bytes); None means the preset's own.
+    """
+
+    vram_gb: float | None = None

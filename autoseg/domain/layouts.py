@@ -1,0 +1,397 @@
+"""From what lies on disk to a `Dataset`: the MSD layout, the nnU-Net raw layout, and manifests.
+
+Which layout it is follows from the description itself: a `training` list is MSD, a `cases` list is a manifest, anything
+else with labels and channels is nnU-Net raw. Keys that are not known in somebody else's `dataset.json` are ignored;
+in a manifest, which is autoseg's own format, they are errors. `manifests.py` reads the manifests.
+
+Nothing here opens an image. All problems are collected.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoseg.domain.dataset import Case, Channel, Dataset, LabelSchema, Splits
+from autoseg.domain.descriptions import DescriptionProblem, parse_channels, parse_labels
+from autoseg.domain.endings import PICTURE_ENDINGS, is_image_name, list_images, split_ending
+from autoseg.domain.findings import Finding, Findings
+from autoseg.domain.manifests import ManifestCase, read_csv_manifest, read_json_manifest
+from autoseg.domain.splits import parse_splits, splits_problems
+from autoseg.errors import DatasetError
+
+DESCRIPTION_FILE = "dataset.json"
+SPLIT_FILES = ("splits.json", "splits_final.json")
+"""Folds that come with a data set: ours first, then nnU-Net's."""
+
+_CHANNEL_NUMBER = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+"""nnU-Net's file names: case id, underscore, four digits. Source: nnU-Net's documentation, "dataset format"."""
+
+_LAYOUT_HINT = (
+    f"A data set is a folder with a {DESCRIPTION_FILE} in the layout of the Medical Segmentation Decathlon or of "
+    "nnU-Net, or a .json or .csv manifest."
+)
+
+
+def load_dataset(path: str | Path, *, need_files: bool = True) -> Dataset:
+    """Resolve a data set: its channels, labels, and the files of every case.
+
+    Args:
+        path: A folder with a `dataset.json`; such a file itself, under any name; or a .json or .csv manifest.
+        need_files: Whether images and labels must be there. Without (for planning from a fingerprint), cases that are
+            not whole are left out silently, and no cases at all are allowed.
+
+    Raises:
+        DatasetError: Anything stops training; every problem is in `problems`.
+    """
+    dataset, findings = resolve_dataset(path, need_files=need_files)
+    errors = [item for item in findings if item.severity == "error"]
+    if dataset is not None and not errors:
+        return dataset
+    count = f"{len(errors)} problem{'s' if len(errors) != 1 else ''}"
+    raise DatasetError(
+        f"The data set {path} cannot be used as it is: {count}",
+        hint=next((item.hint for item in errors if item.hint), ""),
+        problems=[str(item) for item in errors],
+    )
+
+
+def resolve_dataset(path: str | Path, *, need_files: bool = True) -> tuple[Dataset | None, tuple[Finding, ...]]:
+    """Resolve a data set as far as it goes, with everything that is wrong with its layout.
+
+    Args:
+        path: As for `load_dataset`.
+        need_files: As for `load_dataset`.
+
+    Returns:
+        The data set with those cases that are whole (None when not even labels and channels are known), and the
+        findings.
+    """
+    found = Findings()
+    source = _description_file(Path(path).absolute(), found)
+    if source is None:
+        return None, tuple(found.items)
+    try:
+        dataset = _resolve(source, found, need_files=need_files)
+    except DescriptionProblem as problem:
+        for message in problem.messages:
+            found.add("bad-description", message, file=source, hint=problem.hint)
+        return None, tuple(found.items)
+    if not need_files:
+        return dataset, tuple(item for item in found.items if item.code in ("bad-description", "bad-splits"))
+    return dataset, tuple(found.items)
+
+
+def _description_file(path: Path, found: Findings) -> Path | None:
+    source = path / DESCRIPTION_FILE if path.is_dir() else path
+    if source.is_file() and source.suffix.lower() in (".json", ".csv"):
+        return source
+    if not path.exists():
+        found.add("no-dataset", f"{path} does not exist")
+    elif path.is_dir():
+        others = sorted(item.name for item in path.iterdir() if item.suffix.lower() in (".json", ".csv"))
+        also = f" (it has {', '.join(others[:5])}; name one of these to use it)" if others else ""
+        found.add("no-description", f"{path} has no {DESCRIPTION_FILE}{also}", hint=_LAYOUT_HINT)
+    else:
+        found.add("no-dataset", f"{path} is neither a folder nor a .json or .csv file", hint=_LAYOUT_HINT)
+    return None
+
+
+def _resolve(source: Path, found: Findings, *, need_files: bool) -> Dataset | None:
+    folder = source.parent
+    if source.suffix.lower() == ".csv":
+        manifest = read_csv_manifest(source)
+    else:
+        data = _read_object(source)
+        if "schema_version" in data and isinstance(data.get("labels"), dict) and "classes" in data["labels"]:
+            return _own_dataset(source, data)
+        if "cases" not in data:
+            return _described(source, data, found, need_files=need_files)
+        manifest = read_json_manifest(source, data)
+    cases = [_manifest_case(folder, item, found) for item in manifest.cases]
+    whole = _whole_cases(cases, len(manifest.channels), found)
+    labelled = [case for case in whole if case.labels is not None]
+    return _build(
+        source,
+        manifest.name,
+        manifest.channels,
+        manifest.labels,
+        labelled,
+        [case for case in whole if case.labels is None],
+        found,
+    )
+
+
+def _own_dataset(source: Path, data: dict[str, Any]) -> Dataset:
+    """A data set that autoseg resolved before (a run's `dataset.json`)."""
+    return Dataset.from_json(json.dumps(data), source, DatasetError)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
+        raise DescriptionProblem([f"it is not readable JSON: {problem}"]) from None
+    if not isinstance(data, dict):
+        raise DescriptionProblem([f"it must be a JSON object, got a {type(data).__name__}"], hint=_LAYOUT_HINT)
+    return data
+
+
+# --- MSD and nnU-Net raw --------------------------------------------------------------------------------------------
+
+
+def _described(source: Path, data: dict[str, Any], found: Findings, *, need_files: bool) -> Dataset | None:
+    channels, labels = parse_channels(data), parse_labels(data)
+    name = data["name"] if isinstance(data.get("name"), str) and data["name"] else source.parent.name
+    folder = source.parent
+    if isinstance(data.get("training"), list):
+        cases = _msd_cases(folder, data["training"], found)
+        tests = _msd_test_cases(folder, data.get("test"))
+    elif isinstance(data.get("dataset"), dict):
+        cases = [_listed_case(folder, case_id, item, found) for case_id, item in data["dataset"].items()]
+        tests = []
+    else:
+        ending = data.get("file_ending")
+        declared = ending if isinstance(ending, str) else ""
+        cases = _raw_cases(folder / "imagesTr", folder / "labelsTr", declared, len(channels), found)
+        silent = Findings()  # test images need no labels, and nothing of theirs stops training
+        tests = _raw_cases(folder / "imagesTs", folder / "labelsTs", declared, len(channels), silent)
+    whole = _whole_cases(cases, len(channels), found)
+    labelled = [case for case in whole if case.labels is not None]
+    _compare_count(source, data, len(labelled), found)
+    if not labelled and need_files and not any(item.severity == "error" for item in found.items):
+        found.add("no-cases", "the data set has no labelled cases", file=source, hint=_LAYOUT_HINT)
+    return _build(source, name, channels, labels, labelled, [item for item in tests if item.images], found)
+
+
+def _compare_count(source: Path, data: dict[str, Any], count: int, found: Findings) -> None:
+    stated = data.get("numTraining")
+    if isinstance(stated, int) and stated != count:
+        found.add(
+            "count-differs",
+            f"numTraining says {stated} cases, {count} whole ones were found",
+            file=source,
+            severity="warning",
+        )
+
+
+def _msd_cases(folder: Path, items: Sequence[Any], found: Findings) -> list[Case]:
+    cases = []
+    for number, item in enumerate(items):
+        if not isinstance(item, dict) or not isinstance(item.get("image"), str):
+            found.add(
+                "bad-description", f'entry {number} of "training" must be {{"image": ..., "label": ...}}, got {item!r}'
+            )
+            continue
+        image, label = folder / item["image"], item.get("label")
+        case_id = split_ending(image)[0]
+        labels = str(_normal(folder / label)) if isinstance(label, str) and label else None
+        cases.append(Case(id=case_id, images=_msd_images(image), labels=labels))
+        if labels is None:
+            found.add("missing-label", "the case names no label file", case=case_id, file=image)
+    return cases
+
+
+def _msd_images(image: Path) -> tuple[str, ...]:
+    """The file as listed; where it is absent, its channels by nnU-Net's names, as nnU-Net v1 sets have them."""
+    if not image.is_file():
+        stem, ending = split_ending(image)
+        numbered = sorted(image.parent.glob(f"{_escaped(stem)}_[0-9][0-9][0-9][0-9]{ending}"))
+        if numbered:
+            return tuple(str(_normal(item)) for item in numbered)
+    return (str(_normal(image)),)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", text)
+
+
+def _normal(path: Path) -> Path:
+    """The path without "." parts; symbolic links stay as they are."""
+    return Path(*path.parts)
+
+
+def _msd_test_cases(folder: Path, items: Any) -> list[Case]:
+    cases = []
+    for item in items if isinstance(items, list) else []:
+        image = item.get("image") if isinstance(item, dict) else item
+        images = _msd_images(folder / image) if isinstance(image, str) else ()
+        if images and all(Path(file).is_file() for file in images):
+            cases.append(Case(id=split_ending(str(image))[0], images=images))
+    return cases
+
+
+def _listed_case(folder: Path, case_id: str, item: Any, found: Findings) -> Case:
+    """A case of nnU-Net's optional "dataset" object; its paths are relative to the data set's folder."""
+    images = item.get("images") if isinstance(item, dict) else None
+    label = item.get("label") if isinstance(item, dict) else None
+    if not isinstance(images, list) or not images or not isinstance(label, str):
+        found.add("bad-description", f'expected {{"images": [...], "label": ...}}, got {item!r}', case=case_id)
+        return Case(id=case_id, images=())
+    return Case(
+        id=case_id,
+        images=tuple(str(_normal(folder / str(file))) for file in images),
+        labels=str(_normal(folder / label)),
+    )
+
+
+def _raw_cases(images: Path, labels: Path, ending: str, num_channels: int, found: Findings) -> list[Case]:
+    """Cases of the nnU-Net raw layout: `imagesTr/CASE_CCCC.ext`, `labelsTr/CASE.ext`.
+
+    Where no file has a channel number, each file is a case that holds every channel.
+    """
+    files = list_images(images)
+    if not files:
+        present = images.is_dir() and any(images.iterdir())
+        what = "holds no image files" if present else "is empty" if images.is_dir() else "does not exist"
+        found.add("no-images", f"the folder {what}", file=images, hint=_LAYOUT_HINT)
+        return []
+    channels = _channel_files(files, ending, found)
+    label_files = {split_ending(item)[0]: item for item in _preferred(list_images(labels), ending)}
+    for case_id in sorted(set(label_files) - set(channels)):
+        found.add(
+            "missing-image",
+            "there is no image for this label map",
+            case=case_id,
+            file=label_files[case_id],
+            severity="warning",
+        )
+    only_first = all(set(numbers) == {0} for numbers in channels.values())
+    cases = []
+    for case_id, numbers in channels.items():
+        label = label_files.get(case_id)
+        if label is None:
+            found.add(
+                "missing-label",
+                f"there is no label map {labels.name}/{case_id}{ending or '.*'}",
+                case=case_id,
+                file=numbers[min(numbers)],
+            )
+        files_of_case = _case_channels(case_id, numbers, num_channels, found, may_hold_all=only_first)
+        cases.append(Case(id=case_id, images=files_of_case, labels=None if label is None else str(label)))
+    return cases
+
+
+def _preferred(files: Iterable[Path], ending: str) -> list[Path]:
+    """The files, those with the declared ending last, so that they win in a dictionary."""
+    return sorted(files, key=lambda item: split_ending(item)[1].lower() == ending.lower())
+
+
+def _channel_files(files: Sequence[Path], ending: str, found: Findings) -> dict[str, dict[int, Path]]:
+    matches = [(item, _CHANNEL_NUMBER.match(split_ending(item)[0])) for item in _preferred(files, ending)]
+    numbered = any(match is not None for _, match in matches)
+    cases: dict[str, dict[int, Path]] = {}
+    for item, match in matches:
+        if match is not None:
+            cases.setdefault(match["case"], {})[int(match["channel"])] = item
+        elif not numbered:
+            cases.setdefault(split_ending(item)[0], {})[0] = item
+        else:
+            found.add(
+                "no-channel-number",
+                "the file is left out: its name has no channel number such as _0000",
+                file=item,
+                severity="warning",
+            )
+    return dict(sorted(cases.items()))
+
+
+def _case_channels(
+    case_id: str, numbers: dict[int, Path], num_channels: int, found: Findings, *, may_hold_all: bool
+) -> tuple[str, ...]:
+    """The files of channels 0 ... num_channels - 1 (further ones are left out), or the one file that holds all."""
+    is_picture = set(numbers) == {0} and split_ending(numbers[0])[1].lower() in PICTURE_ENDINGS
+    if set(numbers) == {0} and (may_hold_all or is_picture):
+        return (str(numbers[0]),)
+    missing = [number for number in range(num_channels) if number not in numbers]
+    if missing:
+        names = ", ".join(f"_{number:04d}" for number in missing)
+        found.add("missing-channel", f"channel {names} is missing; {num_channels} channels are named", case=case_id)
+        return ()
+    return tuple(str(numbers[number]) for number in range(num_channels))
+
+
+# --- Manifests, and what all layouts share --------------------------------------------------------------------------
+
+
+def _manifest_case(folder: Path, item: ManifestCase, found: Findings) -> Case:
+    images = tuple(str(_normal(folder / file)) for file in item.images)
+    if item.labels is None:
+        found.add(
+            "no-label-named",
+            "the manifest names no label map; the case is set aside for testing",
+            case=item.id,
+            severity="warning",
+        )
+        return Case(id=item.id, images=images, patient=item.patient)
+    return Case(id=item.id, images=images, labels=str(_normal(folder / item.labels)), patient=item.patient)
+
+
+def _whole_cases(cases: Sequence[Case], num_channels: int, found: Findings) -> list[Case]:
+    """The cases whose files are all there, sorted by id; the others become findings."""
+    whole: dict[str, Case] = {}
+    for case in sorted(cases, key=lambda item: item.id):
+        if not re.fullmatch(r"[^/\\\x00]+", case.id) or case.id in (".", ".."):
+            found.add("bad-id", f"{case.id!r} cannot be a case id, because files are named by it", case=case.id)
+            continue
+        if case.id in whole:
+            found.add("double-id", "the case id occurs more than once", case=case.id, hint="Case ids must differ.")
+            continue
+        if _is_whole(case, num_channels, found):
+            whole[case.id] = case
+    return list(whole.values())
+
+
+def _is_whole(case: Case, num_channels: int, found: Findings) -> bool:
+    if not case.images:
+        return False  # its finding was made where the files were looked for
+    before = len(found.items)
+    if len(case.images) not in (1, num_channels):
+        found.add("wrong-channels", f"{len(case.images)} image files for {num_channels} channels", case=case.id)
+    for file in case.images:
+        if not Path(file).is_file():
+            found.add("missing-image", "the image file does not exist", case=case.id, file=file)
+    if case.labels is not None and not Path(case.labels).is_file():
+        found.add("missing-label", "the label file does not exist", case=case.id, file=case.labels)
+    return len(found.items) == before
+
+
+def _build(
+    source: Path,
+    name: str,
+    channels: tuple[Channel, ...],
+    labels: LabelSchema,
+    cases: Sequence[Case],
+    tests: Sequence[Case],
+    found: Findings,
+) -> Dataset:
+    first = next((case.labels for case in cases if case.labels is not None), None)
+    return Dataset(
+        name=name,
+        channels=channels,
+        labels=labels,
+        cases=tuple(cases),
+        test_cases=tuple(sorted(tests, key=lambda item: item.id)),
+        file_ending=split_ending(first)[1] if first and is_image_name(first) else ".nii.gz",
+        splits=_splits_beside(source.parent, cases, found),
+    )
+
+
+def _splits_beside(folder: Path, cases: Sequence[Case], found: Findings) -> Splits | None:
+    for name in SPLIT_FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            splits = parse_splits(path.read_text(encoding="utf-8-sig"), path)
+        except (DatasetError, OSError, UnicodeDecodeError) as problem:
+            found.add("bad-splits", str(problem), file=path)
+            return None
+        problems = splits_problems(splits, cases) if cases else ()
+        for message in problems:
+            found.add("bad-splits", message, file=path, hint=f"Correct {name}, or take it away to have folds made.")
+        return None if problems else splits
+    return None

@@ -1,0 +1,227 @@
+"""What depends on the machine: device, precision, memory allocator, seeds, progress, versions."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import platform
+import resource
+import sys
+from contextlib import AbstractContextManager
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from autoseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("autoseg")
+
+# Each use of randomness has its own stream, so that changing one never shifts another.
+STAGE_SPLITS = 0
+STAGE_INIT = 1
+STAGE_SAMPLE = 2
+STAGE_AUGMENT = 3
+STAGE_VALIDATE = 4
+STAGE_MEASURE = 5
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+# Parameters of glibc's mallopt (malloc.h).
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_THRESHOLD = -3
+_KEEP_EVERYTHING_BYTES = 2**31 - 1
+_TOP_PAD_BYTES = 256 * 2**20
+
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+_KIB = 1024
+
+
+class Progress(Protocol):
+    """Where a long task tells how far it is."""
+
+    def start(self, description: str, total: int | None) -> None:
+        """Begin a task of `total` steps (None: unknown)."""
+
+    def advance(self, step: int = 1, note: str = "") -> None:
+        """Some steps are done; the note says how it goes."""
+
+    def finish(self, note: str = "") -> None:
+        """The task is over."""
+
+
+class NoProgress:
+    """Says nothing."""
+
+    def start(self, description: str, total: int | None) -> None:
+        """Ignore."""
+
+    def advance(self, step: int = 1, note: str = "") -> None:
+        """Ignore."""
+
+    def finish(self, note: str = "") -> None:
+        """Ignore."""
+
+
+def rng(seed: int, *key: int) -> np.random.Generator:
+    """The generator of one use of randomness.
+
+    Args:
+        seed: The run's seed.
+        key: Stage, epoch, sample and so on: the same key gives the same numbers, whatever else was drawn.
+    """
+    return np.random.default_rng(np.random.SeedSequence([seed, *key]))
+
+
+def configure_allocator() -> bool:
+    """Tell glibc to keep freed memory instead of mapping every large tensor anew.
+
+    Training on a CPU loses up to two thirds of its time to page faults otherwise. Takes effect for the whole process.
+
+    Returns:
+        Whether the C library took the setting; False elsewhere, where nothing is changed.
+
+    Source: docs/decisions/0003.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = (
+        (_M_MMAP_THRESHOLD, _KEEP_EVERYTHING_BYTES),
+        (_M_TRIM_THRESHOLD, _KEEP_EVERYTHING_BYTES),
+        (_M_TOP_PAD, _TOP_PAD_BYTES),
+    )
+    results = [mallopt(ctypes.c_int(key), ctypes.c_int(value)) for key, value in settings]
+    return all(result == 1 for result in results)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name.
+
+    Args:
+        name: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:1", "mps".
+
+    Raises:
+        ConfigError: This machine does not have it.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {name!r}", hint="Use auto, cpu, cuda, cuda:N or mps.") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(
+            f"device {name!r} is not available: this machine offers {torch.cuda.device_count()} CUDA devices",
+            hint="Use --device auto, or install a CUDA build of torch.",
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device 'mps' is not available on this machine", hint="Use --device auto.")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device {name!r} is not supported", hint="Use auto, cpu, cuda, cuda:N or mps.")
+    return device
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 natively; emulated bf16 is slower than fp32."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as handle:
+            for line in handle:
+                if line.startswith(("flags", "Features")):
+                    return bool(_BF16_FLAGS & set(line.split()))
+    except OSError:
+        return False
+    return False
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """The precision of that name, "auto" resolved by what the device does natively.
+
+    Args:
+        name: "auto", "fp32", "bf16" or "fp16".
+        device: Where the network runs.
+
+    Raises:
+        ConfigError: Unknown, or fp16 on a CPU (no gradient scaling there, and slower than fp32).
+    """
+    import torch
+
+    if name not in ("auto", *PRECISIONS):
+        raise ConfigError(f"unknown precision {name!r}", hint="Use auto, fp32, bf16 or fp16.")
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("precision fp16 is not supported on the CPU", hint="Use bf16 or fp32.")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Mixed precision for the block; a no-op for fp32."""
+    import torch
+
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, dtype=kinds[precision], enabled=precision != "fp32")
+
+
+def num_cpus() -> int:
+    """Cores this process may use (affinity and containers respected)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * _KIB)
+
+
+def cpu_name() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as handle:
+            names = [line.split(":", 1)[1].strip() for line in handle if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Versions of autoseg and what it computes with."""
+    found = {"python": platform.python_version()}
+    for name in ("autoseg-unet", "torch", "numpy", "scipy", "monai", "nibabel", "SimpleITK", "safetensors"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and threads, for the record of a run."""
+    import torch
+
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "versions": versions(),
+        "system": platform.platform(),
+        "cpu": cpu_name(),
+        "num_cpus": num_cpus(),
+        "num_threads": torch.get_num_threads(),
+        "cuda_devices": devices,
+        "cpu_bf16": _cpu_has_bf16(),
+    }
