@@ -1,0 +1,1 @@
+"""From measurements and a budget to a plan: pure functions, no torch, no files of images."""

@@ -1,0 +1,60 @@
+"""What the planner chose on its way, kept until the reasons are written down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autoseg.domain.dataset import Channel
+from autoseg.domain.fingerprint import Fingerprint
+from autoseg.domain.plan import AugmentationPlan, ChannelNormalization
+from autoseg.planning.lowres import LowresSearch
+from autoseg.planning.patch import BatchChoice, PatchSearch
+from autoseg.planning.presets import PlannerRules
+from autoseg.planning.spacing import SpacingChoice
+
+Floats = tuple[float, ...]
+Ints = tuple[int, ...]
+
+AXIS_NAMES = ("Z", "Y", "X")
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetChoices:
+    """Choices that every configuration shares.
+
+    Attributes:
+        spacing: In the order Z, Y, X.
+        order: Z, Y, X (0, 1, 2) in network order.
+        target: Target spacing in network order.
+        median_shape: Median image after resampling, network order.
+        lowres: None where no 3D configuration is planned.
+    """
+
+    fingerprint: Fingerprint
+    rules: PlannerRules
+    vram_gb: float
+    channels: tuple[Channel, ...]
+    num_outputs: int
+    spacing: SpacingChoice
+    order: Ints
+    target: Floats
+    median_shape: Floats
+    normalization: tuple[ChannelNormalization, ...]
+    lowres: LowresSearch | None = None
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """Names of the network axes."""
+        return tuple(AXIS_NAMES[axis] for axis in self.order)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationChoices:
+    """Choices of one configuration, in network order."""
+
+    name: str
+    search: PatchSearch
+    batch: BatchChoice
+    features: Ints
+    batch_dice: bool
+    augmentation: AugmentationPlan

@@ -1,0 +1,260 @@
+"""The reasons of a plan in words: rule, numbers that went in, result, and what would change it.
+
+Written for somebody who has never seen the code. Reasons that all configurations share are here, those of a single
+configuration in `explain_configuration.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from autoseg.domain.dataset import Channel
+from autoseg.domain.fingerprint import ChannelIntensity
+from autoseg.domain.plan import ChannelNormalization, Decision, Plan
+from autoseg.planning.choices import AXIS_NAMES, ConfigurationChoices, DatasetChoices
+from autoseg.planning.explain_configuration import configuration_decisions
+from autoseg.planning.normalization import SCHEMES_BY_NAME, uses_mask
+from autoseg.planning.wording import millions, number, part, per_axis, several, shape, span
+
+BOTH = ""
+"""The configuration of a decision that all of them share."""
+
+
+def _target_spacing(common: DatasetChoices) -> Decision:
+    choice, rules = common.spacing, common.rules
+    columns = list(zip(*common.fingerprint.spacings_mm, strict=True))
+    spacings = ", ".join(
+        f"{name} {number(middle)} ({span(min(column), max(column))})"
+        for name, middle, column in zip(AXIS_NAMES, choice.median, columns, strict=True)
+    )
+    coarse = AXIS_NAMES[choice.coarsest]
+    others = [axis for axis in range(3) if axis != choice.coarsest]
+    limit_mm = rules.anisotropy * max(choice.median[axis] for axis in others)
+    limit_vox = min(choice.median_size[axis] for axis in others) / rules.anisotropy
+    if choice.is_coarse_and_short:
+        change = (
+            f"{coarse} would keep its median if that were {number(limit_mm)} mm or less, "
+            f"or if the images had {number(limit_vox)} voxels or more along it."
+        )
+    else:
+        change = (
+            f"Other images. {coarse}, the coarsest axis, would get its {rules.coarse_axis_percentile:g}th percentile "
+            f"({number(choice.percentile)} mm) if its median were above {number(limit_mm)} mm and the images had fewer "
+            f"than {number(limit_vox)} voxels along it."
+        )
+    return Decision(
+        configuration=BOTH,
+        topic="target spacing",
+        rule=(
+            "Every image is resampled to one voxel size, along each axis the median over the cases. An axis more than "
+            f"{rules.anisotropy:g} times as coarse as both others and with less than a third of their voxels gets its "
+            f"{rules.coarse_axis_percentile:g}th percentile instead, so that few images lose slices."
+        ),
+        inputs=(
+            f"{several(len(columns[0]), 'case')}; median spacing in mm, with its range: {spacings}; "
+            f"median size {per_axis(AXIS_NAMES, choice.median_size, 'voxels')}"
+        ),
+        result=per_axis(common.axis_names, common.target, "mm"),
+        would_change=change,
+    )
+
+
+def _axis_order(common: DatasetChoices) -> Decision:
+    first, *others = common.axis_names
+    tie = common.rules.axis_tie_fraction
+    rule = (
+        "The axis with the coarsest target spacing goes first, the others keep their order: the 2D network works on "
+        "the slices across the first axis. Z runs from feet to head, Y from back to front, X from left to right (in a "
+        "fingerprint made by nnU-Net they are the third, second and first axis of the files)."
+    )
+    if tie:
+        rule += f" Spacings within {tie:.2%} count as equal; then the earlier axis goes first."
+    if common.rules.single_slice_first:
+        rule += " An axis along which every image is a single slice goes first whatever its spacing."
+    return Decision(
+        configuration=BOTH,
+        topic="axis order",
+        rule=rule,
+        inputs=f"target spacing {per_axis(AXIS_NAMES, common.spacing.target, 'mm')}",
+        result=", ".join(common.axis_names) + "; all numbers below are in this order",
+        would_change=f"{' or '.join(others)} becoming coarser than {first}.",
+    )
+
+
+def _median_shape(common: DatasetChoices) -> Decision:
+    total = prod(common.median_shape) * common.fingerprint.num_training_cases
+    return Decision(
+        configuration=BOTH,
+        topic="median shape",
+        rule=(
+            "The size of a typical image after cropping to the box around its non-zero voxels and resampling: the "
+            "median along each axis. A patch, the piece of an image that the network sees at once, is planned no "
+            "larger, apart from rounding up."
+        ),
+        inputs=(
+            f"sizes and spacings of {several(len(common.fingerprint.shapes), 'case')}, "
+            f"target spacing {per_axis(common.axis_names, common.target, 'mm')}"
+        ),
+        result=(
+            f"{shape(common.median_shape)} voxels; about {millions(total)} voxels in "
+            f"{several(common.fingerprint.num_training_cases, 'training case')}"
+        ),
+        would_change="Larger or smaller images, or another target spacing.",
+    )
+
+
+_NAME_RULE = (
+    f"The channel's name chooses: {', '.join(SCHEMES_BY_NAME)} have a meaning (case is ignored), any other is z-score."
+)
+_SCHEME_REASONS = {
+    "zscore": "Such intensities have no absolute scale, so each image is scaled by its own numbers.",
+    "ct": "CT numbers mean the same in every image, so all are scaled alike, by the labelled voxels of the data set; "
+    "clipping to their 0.5 and 99.5 percentiles removes metal and air.",
+    "none": "This name says that the values are ready to use.",
+    "rescale": "This name asks for the range of each image to become 0–1.",
+    "rgb": "This name says that the values are colours from 0 to 255.",
+}
+_SCHEME_WORDS = {
+    "zscore": "z-score: in each image subtract the mean and divide by the standard deviation",
+    "ct": "CT: clip, subtract a mean and divide by a standard deviation, the same numbers for every image",
+    "none": "left as it is",
+    "rescale": "each image scaled to 0–1 by its minimum and maximum",
+    "rgb": "divided by 255",
+}
+
+
+def _normalization(channel: Channel, chosen: ChannelNormalization, stats: ChannelIntensity) -> Decision:
+    result = _SCHEME_WORDS[chosen.scheme]
+    if chosen.scheme == "ct":
+        result += (
+            f"; clip to {number(stats.percentile_00_5)} ... {number(stats.percentile_99_5)}, "
+            f"mean {number(stats.mean)}, standard deviation {number(stats.std)}"
+        )
+    elif chosen.use_mask:
+        result += ", inside the non-zero mask only"
+    return Decision(
+        configuration=BOTH,
+        topic=f"normalisation of {channel.name}",
+        rule=f"{_NAME_RULE} {_SCHEME_REASONS[chosen.scheme]}",
+        inputs=(
+            f"channel name '{channel.name}'; labelled voxels: mean {number(stats.mean)}, standard deviation "
+            f"{number(stats.std)}, 0.5 to 99.5 percentile {number(stats.percentile_00_5)} to "
+            f"{number(stats.percentile_99_5)}"
+        ),
+        result=result,
+        would_change="Another channel name in the data set's description.",
+    )
+
+
+def _mask(common: DatasetChoices) -> Decision:
+    fraction, limit = common.fingerprint.median_relative_size_fraction, common.rules.mask_below_fraction
+    is_used = uses_mask(common.fingerprint, common.rules)
+    return Decision(
+        configuration=BOTH,
+        topic="normalisation mask",
+        rule=(
+            f"Where cropping to the box around the non-zero voxels leaves less than {limit:.0%} of a typical image, "
+            "the zeros are blank background; z-scores then use only voxels inside the non-zero mask (holes filled), "
+            "and the rest stays 0."
+        ),
+        inputs=f"the box holds {fraction:.1%} of the voxels (median over cases)",
+        result="only voxels inside the mask" if is_used else "all voxels of the cropped image",
+        would_change=f"A median {'of' if is_used else 'below'} {limit:.0%}{' or more' if is_used else ''}.",
+    )
+
+
+def _fullres_presence(common: DatasetChoices) -> Decision:
+    slices = number(common.median_shape[0])
+    is_3d = common.lowres is not None
+    return Decision(
+        configuration="3d_fullres",
+        topic="whether there is a 3D network",
+        rule="A 3D network is planned unless a typical image has a single slice along the first axis.",
+        inputs=f"a typical image has {slices} slices along {common.axis_names[0]}",
+        result="planned, beside the 2D network" if is_3d else "not planned: there is only the 2D network",
+        would_change="Images that are single slices." if is_3d else "Images with more than one slice.",
+    )
+
+
+def _lowres(common: DatasetChoices) -> tuple[Decision, ...]:
+    """Nothing where there is no 3D network at all."""
+    found, rules = common.lowres, common.rules
+    if found is None:
+        return ()
+    if found.search is not None:
+        result = (
+            f"wanted, at {per_axis(common.axis_names, found.search.spacing, 'mm')} with patch "
+            f"{shape(found.search.topology.patch_size)}; this version does not plan it yet, "
+            "but the full-resolution network already pools Dice over the batch"
+        )
+    elif found.seen_fraction >= rules.lowres_below_fraction:
+        result = "not needed: the patch sees enough"
+    else:
+        result = f"not worth it: it would have only {found.gain:.2g} times fewer voxels"
+    return (
+        Decision(
+            configuration="3d_lowres",
+            topic="whether there is a low-resolution network",
+            rule=(
+                f"Where a patch sees less than {rules.lowres_below_fraction:.0%} of a typical image, a network at a "
+                "coarser spacing gives the overview. It is left out unless its images have at least "
+                f"{rules.lowres_smallest_gain:g} times fewer voxels."
+            ),
+            inputs=f"the 3d_fullres patch sees {part(found.seen_fraction)} of a typical image",
+            result=result,
+            would_change="More memory (a larger patch), or smaller images."
+            if found.is_wanted
+            else "Less memory (a smaller patch), or larger images.",
+        ),
+    )
+
+
+def decisions(common: DatasetChoices, planned: Sequence[ConfigurationChoices]) -> tuple[Decision, ...]:
+    """Every reason, in the order in which the planner decides."""
+    normalization = tuple(
+        _normalization(channel, chosen, stats)
+        for channel, chosen, stats in zip(
+            common.channels, common.normalization, common.fingerprint.intensities, strict=True
+        )
+    )
+    return (
+        _target_spacing(common),
+        _axis_order(common),
+        _median_shape(common),
+        *normalization,
+        _mask(common),
+        _fullres_presence(common),
+        *_lowres(common),
+        *(item for choices in planned for item in configuration_decisions(common, choices)),
+    )
+
+
+def explain(plan: Plan) -> tuple[Decision, ...]:
+    """The reasons of a plan, with what was set by hand at the end."""
+    by_hand = tuple(
+        Decision(
+            configuration=item.key.partition(".")[0],
+            topic=item.key.partition(".")[2],
+            rule="Set by hand; the reasons above are those of the planned value.",
+            inputs=f"planned {item.planned}",
+            result=item.value,
+            would_change="Planning again without this setting.",
+        )
+        for item in plan.overrides
+    )
+    return (*plan.decisions, *by_hand)
+
+
+def explanation(plan: Plan) -> str:
+    """The reasons as plain text, one paragraph a decision."""
+    paragraphs = []
+    for item in explain(plan):
+        title = f"{item.configuration}: {item.topic}" if item.configuration else item.topic
+        paragraphs.append(
+            f"{title} = {item.result}\n"
+            f"  Rule: {item.rule}\n"
+            f"  From: {item.inputs}\n"
+            f"  Would change it: {item.would_change}"
+        )
+    return "\n\n".join(paragraphs) + "\n"
