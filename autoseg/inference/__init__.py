@@ -1,0 +1,1 @@
+"""From models and images to label maps: tiles, mirroring, streaming, files."""

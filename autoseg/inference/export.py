@@ -1,0 +1,71 @@
+"""From a stream of logits to the label map on the file's own grid, without ever holding classes x image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import ceil
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoseg.domain.dataset import LabelSchema
+from autoseg.domain.plan import PreprocessPlan
+from autoseg.preprocessing.resample import GridChange, SlabResampler
+from autoseg.preprocessing.transform import Trail, to_network_axes
+
+# Voxels of one class on the file's grid that are resampled at a time: 16 MiB in float32, small beside any image and
+# large enough that the time goes into arithmetic.
+_CHUNK_VOXELS = 2**22
+
+LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+def labels_from_stream(
+    stream: Iterator[tuple[int, int, Tensor]], axis: int, trail: Trail, plan: PreprocessPlan, schema: LabelSchema
+) -> LabelMap:
+    """Resample logits to the crop's own grid and keep the winning class, slab by slab and class by class.
+
+    Args:
+        stream: Start, stop and logits (K, D, H, W) of consecutive rows along `axis` of the prepared grid.
+        axis: The streaming axis, in network axis order.
+        trail: How the prepared image came about.
+        plan: The preprocessing that is undone.
+        schema: Which label value each class has.
+
+    Returns:
+        (I, J, K) label values on the file's grid, 0 outside the crop; uint8 where all values fit, else uint16.
+        Where two classes are equal the earlier one wins.
+    """
+    change = trail.change_back(plan)
+    table = schema.decode_table()
+    # Fortran order is how NIfTI lies on disk, and makes rows of Z, Y, X contiguous.
+    labels: LabelMap = np.zeros(trail.geometry.shape, table.dtype, order="F")
+    rows_of = np.moveaxis(to_network_axes(labels, trail)[trail.crop_box], axis, 0)
+    resamplers = [SlabResampler(change, axis) for _ in range(schema.num_classes)]
+    chunk = _rows_per_chunk(change, axis)
+    for _, _, slab in stream:
+        for logits in torch.split(slab, chunk, dim=axis + 1):
+            start, stop, winners = _winning_classes(resamplers, logits)
+            if winners is not None:
+                rows_of[start:stop] = np.moveaxis(table[winners.cpu().numpy()], axis, 0)
+    return labels
+
+
+def _rows_per_chunk(change: GridChange, axis: int) -> int:
+    voxels = 1.0
+    for other, (size, new_size) in enumerate(zip(change.shape, change.new_shape, strict=True)):
+        voxels *= new_size / size if other == axis else max(size, new_size)
+    return max(1, int(_CHUNK_VOXELS / ceil(voxels)))
+
+
+def _winning_classes(resamplers: Sequence[SlabResampler], logits: Tensor) -> tuple[int, int, Tensor | None]:
+    """Index of the largest logit of the output rows that these input rows finish; None when they finish none."""
+    start, stop, best = resamplers[0].push(logits[0])
+    winners = torch.zeros(best.shape, dtype=torch.uint8 if len(resamplers) <= 2**8 else torch.int16, device=best.device)
+    for index, resampler in enumerate(resamplers[1:], start=1):
+        start, stop, values = resampler.push(logits[index])
+        winners.masked_fill_(values > best, index)
+        best = torch.maximum(best, values)
+    return start, stop, winners if start < stop else None

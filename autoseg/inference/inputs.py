@@ -1,0 +1,134 @@
+"""Which files are which case, and what the outputs are called."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from autoseg.domain.dataset import Case
+from autoseg.domain.endings import PICTURE_ENDINGS, is_image_name, list_images, split_ending
+from autoseg.errors import ConfigError
+from autoseg.io.images import read_header
+
+log = logging.getLogger("autoseg")
+
+PICTURE_OUTPUT_ENDING = ".png"
+"""Label maps of pictures: lossless, whatever the picture's format. Source: design, section 3."""
+
+_CHANNEL_NAME = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+
+Files = list[tuple[str, Path]]
+
+
+def find_cases(inputs: Sequence[Path], num_channels: int) -> tuple[Case, ...]:
+    """Sort files into cases.
+
+    Files named X_0000.ext, X_0001.ext and so on are the channels of case X (those beyond the model's channels are left
+    out, with a warning; a lone X_0000.ext holds every channel itself). Of the others, for a model of one channel each
+    file is a case. For a model of C channels each file is a case if every one holds C channels itself; otherwise
+    exactly C files are the channels, in the order given, of one case named by the first.
+
+    Args:
+        inputs: Image files, and folders whose image files are all taken (subfolders are not).
+        num_channels: Of the model.
+
+    Returns:
+        The cases, sorted by id.
+
+    Raises:
+        ConfigError: An input does not exist or is no image, there are none, files cannot be sorted into cases, or two
+            cases have the same id; all problems are listed.
+    """
+    files, problems = _collect(inputs)
+    groups, others = _group_by_channel(files)
+    cases: list[Case] = []
+    for name, channels in groups.items():
+        case = _case_of_channels(name, channels, num_channels, problems)
+        cases += [] if case is None else [case]
+    cases += _cases_of_plain_files(others, num_channels, problems)
+    doubled = sorted(name for name, count in Counter(case.id for case in cases).items() if count > 1)
+    problems += [f"several inputs give the case {name}" for name in doubled]
+    if problems:
+        raise ConfigError(
+            f"the inputs cannot be sorted into cases for a model of {num_channels} channels",
+            problems=problems,
+            hint="Name the channels of case X as X_0000.ext, X_0001.ext ... or give the files of one case.",
+        )
+    return tuple(sorted(cases, key=lambda case: case.id))
+
+
+def output_ending(case: Case) -> str:
+    """The ending of a case's label map: that of its image, PNG for pictures."""
+    ending = split_ending(case.images[0])[1]
+    return PICTURE_OUTPUT_ENDING if ending.lower() in PICTURE_ENDINGS else ending
+
+
+def _collect(inputs: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    files: list[Path] = []
+    problems: list[str] = []
+    for path in inputs:
+        found = list_images(path) if path.is_dir() else (path,)
+        if not path.exists():
+            problems.append(f"{path} does not exist")
+        elif not found:
+            problems.append(f"{path} holds no image files")
+        elif path.is_file() and not is_image_name(path):
+            problems.append(f"{path} is not an image of a supported format")
+        else:
+            files += [file.absolute() for file in found]
+    if not inputs:
+        problems.append("no inputs were given")
+    return list(dict.fromkeys(files)), problems
+
+
+def _group_by_channel(files: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], list[Path]]:
+    """Files with channel numbers by case, and the others; numbers that do not begin at 0 count no channels."""
+    numbered: dict[tuple[Path, str, str], dict[int, Path]] = defaultdict(dict)
+    others: list[Path] = []
+    for file in files:
+        stem, ending = split_ending(file)
+        match = _CHANNEL_NAME.fullmatch(stem)
+        if match:
+            numbered[file.parent, match["case"], ending][int(match["channel"])] = file
+        else:
+            others.append(file)
+    groups: dict[str, dict[int, Path]] = {}
+    for (_, name, _), channels in numbered.items():
+        if 0 in channels and name not in groups:
+            groups[name] = channels
+        else:
+            others += channels.values()
+    return groups, others
+
+
+def _case_of_channels(name: str, channels: Mapping[int, Path], num_channels: int, problems: list[str]) -> Case | None:
+    if set(channels) == {0}:
+        return Case(id=name, images=(str(channels[0]),))
+    missing = sorted(set(range(num_channels)) - set(channels))
+    if missing:
+        problems.append(f"case {name} lacks the channels {', '.join(f'{number:04d}' for number in missing)}")
+        return None
+    unused = sorted(set(channels) - set(range(num_channels)))
+    if unused:
+        log.warning(
+            "case %s: the model takes %d channels, %s left out",
+            name,
+            num_channels,
+            ", ".join(channels[number].name for number in unused),
+        )
+    return Case(id=name, images=tuple(str(channels[number]) for number in range(num_channels)))
+
+
+def _cases_of_plain_files(files: Sequence[Path], num_channels: int, problems: list[str]) -> list[Case]:
+    each = [Case(id=split_ending(file)[0], images=(str(file),)) for file in files]
+    if num_channels == 1 or not files:
+        return each
+    if all(read_header(file).components == num_channels for file in files):
+        return each
+    if len(files) == num_channels:
+        return [Case(id=each[0].id, images=tuple(str(file) for file in files))]
+    problems.append(f"{len(files)} files without channel numbers, expected exactly {num_channels} (one case)")
+    return []

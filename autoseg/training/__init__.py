@@ -1,0 +1,1 @@
+"""Training: what a fold sees (sampling, augmentation), what it minimises, and the loop that survives interruptions."""

@@ -1,0 +1,208 @@
+"""From sample numbers to batches: reading ahead in one background thread, then cutting and augmenting on the device."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoseg import runtime
+from autoseg.domain.plan import AugmentationPlan, Ints
+from autoseg.errors import AutosegError
+from autoseg.training import augment
+from autoseg.training.sampling import CasePool, Sampler, SampleSpec, read_padded, unreadable
+
+POLL_S = 0.5
+"""How often a waiting thread looks whether the other still lives."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawSample:
+    """What was read for one sample.
+
+    Attributes:
+        spec: Which patch it is.
+        augmentation: What will happen to it.
+        source_start: First voxel of what was read, as many entries as the network has dimensions.
+        image: (C, *source) float32.
+        labels: (*source) int16.
+    """
+
+    spec: SampleSpec
+    augmentation: augment.Augmentation
+    source_start: tuple[int, ...]
+    image: NDArray[np.float32]
+    labels: NDArray[np.int16]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What a step computes with.
+
+    Attributes:
+        images: (N, C, *patch) float32.
+        labels: (N, *patch) int16 class indices.
+        case_ids: Of the samples.
+    """
+
+    images: Tensor
+    labels: Tensor
+    case_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReader:
+    """Draws and reads the samples of a step.
+
+    Attributes:
+        sampler: Which samples.
+        pool: Where they are read.
+        dims: 2 or 3, the network's.
+        augmentation: What may happen to them; None for validation.
+        steps_per_epoch: Steps of a nominal epoch, which is part of the random keys.
+    """
+
+    sampler: Sampler
+    pool: CasePool
+    dims: int
+    augmentation: AugmentationPlan | None
+    steps_per_epoch: int
+
+    def read(self, step: int) -> list[RawSample]:
+        """The samples of that step.
+
+        Raises:
+            DatasetError: A case of the cache cannot be read; it is named.
+        """
+        first = step * self.sampler.batch_size
+        epoch = step // self.steps_per_epoch
+        return [self._read(self.sampler.draw(self.pool, epoch, first + i)) for i in range(self.sampler.batch_size)]
+
+    def _read(self, spec: SampleSpec) -> RawSample:
+        start: Ints = spec.start
+        stop: Ints = tuple(low + size for low, size in zip(spec.start, spec.size, strict=True))
+        case = self.pool.get(spec.case_id)
+        drawn = augment.IDENTITY
+        if self.augmentation is not None:
+            rng = runtime.rng(self.sampler.seed, runtime.STAGE_AUGMENT, spec.epoch, spec.index)
+            drawn = augment.draw(self.augmentation, self.dims, case.channels, rng)
+        skipped = 3 - self.dims
+        if drawn.matrix is not None:
+            low, high = augment.source_box(start[skipped:], spec.size[skipped:], drawn.matrix)
+            start, stop = (*start[:skipped], *low), (*stop[:skipped], *high)
+        try:
+            image, labels = read_padded(case, start, stop)
+        except (OSError, ValueError) as problem:
+            raise unreadable(spec.case_id, problem) from problem
+        # A 2D network sees one slice: the first of three axes goes.
+        return RawSample(
+            spec, drawn, tuple(start[skipped:]), image.reshape(image.shape[0], *image.shape[1 + skipped :]),
+            labels.reshape(labels.shape[skipped:]),
+        )
+
+
+def assemble(samples: Sequence[RawSample], device: torch.device) -> Batch:
+    """Cut, augment and stack samples on the device."""
+    images, labels = [], []
+    for sample in samples:
+        image, target = (_to_device(array, device) for array in (sample.image, sample.labels))
+        drawn = sample.augmentation
+        skipped = 3 - target.ndim
+        if drawn.matrix is not None:
+            image, target = augment.transform(
+                image, target, sample.source_start, sample.spec.start[skipped:], sample.spec.size[skipped:],
+                drawn.matrix,
+            )
+        if drawn.flips:
+            image = image.flip([axis + 1 for axis in drawn.flips])
+            target = target.flip(list(drawn.flips))
+        images.append(image)
+        labels.append(target)
+    stacked = torch.stack(images)
+    augment.change_intensities(stacked, [sample.augmentation for sample in samples])
+    return Batch(stacked, torch.stack(labels), tuple(sample.spec.case_id for sample in samples))
+
+
+def _to_device(array: NDArray[np.float32] | NDArray[np.int16], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)
+
+
+class Prefetcher:
+    """Reads the samples of coming steps in one background thread.
+
+    What is read depends on the step alone, never on the thread: depth 0 reads the same in the calling thread. An error
+    while reading is raised by `take`. Leaving the context stops the thread.
+
+    Args:
+        read: Reads the samples of a step.
+        first_step: The step to begin with.
+        depth: Steps that are held ready; 0 reads when asked.
+    """
+
+    def __init__(self, read: Callable[[int], list[RawSample]], first_step: int, depth: int) -> None:
+        self._read = read
+        self._step = first_step
+        self._stop = threading.Event()
+        self._ready: queue.Queue[list[RawSample] | BaseException] = queue.Queue(max(depth, 1))
+        self._thread = threading.Thread(target=self._work, name="autoseg-read-ahead", daemon=True) if depth else None
+
+    def __enter__(self) -> Self:
+        if self._thread is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def take(self) -> list[RawSample]:
+        """The samples of the next step."""
+        if self._thread is None:
+            self._step += 1
+            return self._read(self._step - 1)
+        while True:
+            try:
+                item = self._ready.get(timeout=POLL_S)
+            except queue.Empty:
+                if self._thread.is_alive():
+                    continue
+                raise AutosegError("the thread that reads samples has ended unexpectedly") from None
+            if isinstance(item, BaseException):
+                raise item
+            return item
+
+    def _work(self) -> None:
+        # One thread here: the network's threads have the cores, and results must not depend on their number.
+        torch.set_num_threads(1)
+        for item in self._items():
+            while not self._stop.is_set():
+                try:
+                    self._ready.put(item, timeout=POLL_S)
+                    break
+                except queue.Full:
+                    continue
+            if self._stop.is_set():
+                return
+
+    def _items(self) -> Iterator[list[RawSample] | BaseException]:
+        while True:
+            try:
+                samples = self._read(self._step)
+            except BaseException as problem:
+                # Whatever it is, the main thread must hear of it: a silent death here would look like a hang.
+                yield problem
+                return
+            self._step += 1
+            yield samples

@@ -1,0 +1,154 @@
+"""Checkpoints: everything needed to go on, whole or not at all, the two newest kept."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from autoseg.domain.values import Value
+from autoseg.errors import AutosegError, ModelError
+from autoseg.io.files import atomic_path, file_digest, read_text, write_text
+from autoseg.io.tensors import read_tensors, write_tensors
+
+log = logging.getLogger("autoseg")
+
+SCHEMA_VERSION = 1
+
+RESUME_FOLDER = "resume"
+KEPT = 2
+"""Checkpoints kept: the newest, and one before it in case the newest cannot be read."""
+
+STEP_DIGITS = 9
+_TENSORS_FILE = "state.safetensors"
+_COUNTERS_FILE = "state.json"
+
+
+class Counters(Value):
+    """Where a training is, besides its tensors.
+
+    Attributes:
+        configuration_digest: Of the configuration that was trained.
+        network_digest: Of the network's plan: the tensors fit no other.
+        seed: Of the run.
+        step: Steps done.
+        epoch: The epoch that is running.
+        used_s: Seconds used.
+        epoch_steps: Steps done of this epoch.
+        epoch_loss_sum: Sum of their losses.
+        epoch_s: Seconds of this epoch so far.
+        epoch_step_s: Seconds of its steps alone.
+        step_s: Running mean of seconds a step.
+        validation_s: Seconds spent on validation so far.
+        validation_cost_s: Seconds of the last validation.
+        ema_pseudo_dice: Running mean of the pseudo-Dice.
+        best_ema_pseudo_dice: The best of it so far.
+        best_epoch: Where that was.
+        loss_scale: Of the gradient scaler (fp16).
+        loss_scale_growth: Its good steps since the last change.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    configuration_digest: str = ""
+    network_digest: str = ""
+    seed: int = 0
+    step: int = 0
+    epoch: int = 0
+    used_s: float = 0.0
+    epoch_steps: int = 0
+    epoch_loss_sum: float = 0.0
+    epoch_s: float = 0.0
+    epoch_step_s: float = 0.0
+    step_s: float = 0.0
+    validation_s: float = 0.0
+    validation_cost_s: float = 0.0
+    ema_pseudo_dice: float | None = None
+    best_ema_pseudo_dice: float | None = None
+    best_epoch: int | None = None
+    loss_scale: float | None = None
+    loss_scale_growth: int = 0
+
+
+class _Stored(Value):
+    """state.json: counters and the checksum of the tensors beside it."""
+
+    counters: Counters
+    tensors_sha256: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """A state to go on from.
+
+    Attributes:
+        counters: Where the training is.
+        tensors: Weights, running mean and momentum by name.
+    """
+
+    counters: Counters
+    tensors: Mapping[str, Tensor]
+
+
+def save(fold_folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint and remove those that are no longer kept.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    root = fold_folder / RESUME_FOLDER
+    target = root / f"{checkpoint.counters.step:0{STEP_DIGITS}d}"
+    with atomic_path(target) as temporary:
+        temporary.mkdir(parents=True)
+        write_tensors(temporary / _TENSORS_FILE, checkpoint.tensors)
+        stored = _Stored(counters=checkpoint.counters, tensors_sha256=file_digest(temporary / _TENSORS_FILE))
+        write_text(temporary / _COUNTERS_FILE, stored.to_json())
+    for old in _folders(root)[KEPT:]:
+        shutil.rmtree(old)
+    return target
+
+
+def newest(fold_folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole, None when there is none; one that is not is named in a warning."""
+    for folder in _folders(fold_folder / RESUME_FOLDER):
+        try:
+            return _read(folder)
+        except AutosegError as problem:
+            log.warning("checkpoint %s is passed over: %s", folder.name, problem.message)
+    return None
+
+
+def clear(fold_folder: Path) -> None:
+    """Remove every checkpoint."""
+    shutil.rmtree(fold_folder / RESUME_FOLDER, ignore_errors=True)
+
+
+def remove_leftovers(fold_folder: Path) -> None:
+    """Remove what a killed process was writing; only the owner of the fold's lock may do this."""
+    for folder in (fold_folder, fold_folder / RESUME_FOLDER):
+        for leftover in folder.glob(".tmp-*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def _folders(root: Path) -> list[Path]:
+    """Checkpoints, newest first."""
+    if not root.is_dir():
+        return []
+    return sorted((item for item in root.iterdir() if item.name.isdigit()), reverse=True)
+
+
+def _read(folder: Path) -> Checkpoint:
+    path = folder / _COUNTERS_FILE
+    stored = _Stored.from_json(read_text(path, ModelError), path, ModelError)
+    tensors_path = folder / _TENSORS_FILE
+    if not tensors_path.is_file():
+        raise ModelError(f"{tensors_path} is missing")
+    if file_digest(tensors_path) != stored.tensors_sha256:
+        raise ModelError(f"{tensors_path} is corrupt: its checksum is not the one in {path.name}")
+    return Checkpoint(stored.counters, read_tensors(tensors_path))

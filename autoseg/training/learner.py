@@ -1,0 +1,157 @@
+"""What learns: the network, its optimiser, the running mean of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor, nn
+
+from autoseg import runtime
+from autoseg.domain.plan import NetworkPlan, TrainingPlan
+from autoseg.network import unet
+from autoseg.training.batches import Batch
+from autoseg.training.losses import supervised_loss
+
+_SEED_BOUND = 2**63 - 1
+
+WARM_UP_STEPS = 10
+"""The running mean of the weights starts short: after t steps its decay is at most (1 + t) / (WARM_UP_STEPS + t).
+
+Source: TensorFlow's ExponentialMovingAverage.
+"""
+
+# Prefixes of tensor names in checkpoints.
+_WEIGHTS = "weights."
+_MEAN = "mean."
+_MOMENTUM = "momentum."
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What a step gave.
+
+    Attributes:
+        loss: Its loss.
+        gradient_norm: Before clipping.
+        is_finite: Whether the weights were changed by finite numbers; if not they were not changed.
+    """
+
+    loss: float
+    gradient_norm: float
+    is_finite: bool
+
+
+class Learner:
+    """Network, optimiser and running mean of the weights on one device.
+
+    Args:
+        network: Its plan.
+        training: How it learns.
+        device: Where.
+        precision: "fp32", "bf16" or "fp16".
+        seed: Of the initial weights.
+    """
+
+    def __init__(
+        self, network: NetworkPlan, training: TrainingPlan, *, device: torch.device, precision: str, seed: int
+    ) -> None:
+        self._training = training
+        self._device = device
+        self._precision = precision
+        init_seed = int(runtime.rng(seed, runtime.STAGE_INIT).integers(_SEED_BOUND))
+        self.network = unet.build(network, init_seed).to(device).train()
+        self._parameters = dict(self.network.named_parameters())
+        self._optimiser = torch.optim.SGD(
+            self.network.parameters(),
+            lr=training.learning_rate,
+            momentum=training.momentum,
+            nesterov=training.momentum > 0,
+            weight_decay=training.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self._mean: dict[str, Tensor] = {}
+        if training.ema_decay > 0:
+            self._mean = {name: weight.detach().clone() for name, weight in self._parameters.items()}
+
+    def step(self, batch: Batch, learning_rate: float, number: int) -> StepOutcome:
+        """Learn from a batch.
+
+        Args:
+            batch: What to learn from.
+            learning_rate: Of this step.
+            number: Steps done before.
+        """
+        self._optimiser.zero_grad(set_to_none=True)
+        with runtime.autocast(self._device, self._precision):
+            outputs = self.network(batch.images)
+            loss = supervised_loss(outputs, batch.labels, batch_dice=self._training.batch_dice)
+        del outputs
+        torch.autograd.backward(self._scaler.scale(loss))
+        for group in self._optimiser.param_groups:
+            group["lr"] = learning_rate
+        self._scaler.unscale_(self._optimiser)
+        gradients = [weight.grad for weight in self._parameters.values() if weight.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        loss_value, norm_value = torch.stack([loss.detach(), norm.to(loss)]).tolist()
+        # With a scaler an infinite gradient is ordinary: the step is left out and the scale lowered.
+        is_finite = isfinite(loss_value) and (isfinite(norm_value) or self._scaler.is_enabled())
+        if is_finite:
+            nn.utils.clip_grads_with_norm_(self._parameters.values(), self._training.gradient_clip, norm)
+            self._scaler.step(self._optimiser)
+            self._scaler.update()
+            self._follow(number)
+        return StepOutcome(loss_value, norm_value, is_finite)
+
+    @torch.no_grad()
+    def _follow(self, number: int) -> None:
+        """Move the running mean towards the weights."""
+        if not self._mean:
+            return
+        decay = min(self._training.ema_decay, (1 + number) / (WARM_UP_STEPS + number))
+        torch._foreach_lerp_(list(self._mean.values()), list(self._parameters.values()), 1 - decay)
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The weights to predict with: the running mean where there is one."""
+        if self._mean:
+            return self._mean
+        return {name: weight.detach() for name, weight in self._parameters.items()}
+
+    @property
+    def loss_scale(self) -> tuple[float | None, int]:
+        """Of the gradient scaler: its scale and its good steps since the last change; None without one."""
+        if not self._scaler.is_enabled():
+            return None, 0
+        state = self._scaler.state_dict()
+        return float(state["scale"]), int(state["_growth_tracker"])
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor needed to go on."""
+        tensors = {_WEIGHTS + name: weight.detach() for name, weight in self._parameters.items()}
+        tensors |= {_MEAN + name: weight for name, weight in self._mean.items()}
+        for name, weight in self._parameters.items():
+            buffer = self._optimiser.state[weight].get("momentum_buffer") if weight in self._optimiser.state else None
+            if buffer is not None:
+                tensors[_MOMENTUM + name] = buffer
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], loss_scale: tuple[float | None, int]) -> None:
+        """Go on from what `state` gave; a running mean that was not kept starts at the weights.
+
+        Raises:
+            KeyError: A weight is missing.
+        """
+        for name, weight in self._parameters.items():
+            weight.copy_(tensors[_WEIGHTS + name])
+            if name in self._mean:
+                self._mean[name].copy_(tensors.get(_MEAN + name, weight))
+            if _MOMENTUM + name in tensors:
+                self._optimiser.state[weight] = {"momentum_buffer": tensors[_MOMENTUM + name].to(weight)}
+        scale, growth = loss_scale
+        if scale is not None and self._scaler.is_enabled():
+            self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": growth})

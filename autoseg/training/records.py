@@ -1,0 +1,173 @@
+"""What goes in and out of a training: settings of one start, the record of the run, one record an epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from autoseg.domain.values import Value
+from autoseg.errors import ConfigError
+from autoseg.io.files import read_text, write_text
+
+SCHEMA_VERSION = 1
+
+CHECKPOINT_INTERVAL_S = 60.0
+"""Longest time between two checkpoints, so that a crash never costs more."""
+
+PREFETCH_STEPS = 3
+"""Steps read ahead: enough to hide a slow read, little enough to cost no memory."""
+
+METRICS_FILE = "metrics.jsonl"
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """What one start of a training is asked to do.
+
+    Attributes:
+        num_epochs: Train so many epochs ...
+        time_budget_s: ... or so many seconds, the whole learning-rate decay included. With neither, the plan's epochs
+            on a GPU and its recommended budget on a CPU.
+        device: As for `runtime.pick_device`.
+        precision: As for `runtime.pick_precision`; "auto" is resolved once and kept when the training goes on.
+        seed: Of everything random.
+        restart: Forget what was trained before instead of going on.
+        checkpoint_interval_s: Longest time between two checkpoints.
+        prefetch: Steps read ahead by a thread; 0: none.
+    """
+
+    num_epochs: int | None = None
+    time_budget_s: float | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    seed: int = 0
+    restart: bool = False
+    checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
+    prefetch: int = PREFETCH_STEPS
+
+    def __post_init__(self) -> None:
+        if self.num_epochs is not None and self.time_budget_s is not None:
+            raise ConfigError("a number of epochs and a time budget were both given", hint="Give one of them.")
+        if self.num_epochs is not None and self.num_epochs < 1:
+            raise ConfigError(f"the number of epochs must be at least 1, got {self.num_epochs}")
+        if self.time_budget_s is not None and not self.time_budget_s > 0:
+            raise ConfigError(f"the time budget must be above 0 seconds, got {self.time_budget_s}")
+
+
+class EpochRecord(Value):
+    """One line of metrics.jsonl.
+
+    Attributes:
+        epoch: From 0.
+        step: Steps done at its end.
+        seconds: Seconds of training used at its end, over all starts.
+        seconds_per_step: Mean over the epoch, validation and checkpoints left out.
+        learning_rate: Of its last step.
+        train_loss: Mean over its steps.
+        validation_loss: Of the finest output on the fixed validation patches; None when they were not looked at.
+        pseudo_dice: A foreground class each: Dice over all fixed validation patches together; None where the class is
+            neither there nor predicted.
+        mean_pseudo_dice: Mean of those that are defined.
+        ema_pseudo_dice: Its running mean, by which `best` is chosen.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    seconds_per_step: float
+    learning_rate: float
+    train_loss: float
+    validation_loss: float | None = None
+    pseudo_dice: tuple[float | None, ...] = ()
+    mean_pseudo_dice: float | None = None
+    ema_pseudo_dice: float | None = None
+
+
+class RunRecord(Value):
+    """run.json of a fold: resolved settings, machine, and how far it came.
+
+    Attributes:
+        status: "running" also describes a training that was killed.
+        precision: Chosen at the first start, kept afterwards.
+        validation_patches: Fixed patches that are looked at after an epoch; chosen once, kept afterwards.
+        seconds: Training seconds over all starts.
+        peak_memory_bytes: Of the process; of the device where it is a GPU.
+        environment: Versions, processor, threads.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    configuration: str
+    fold: int | Literal["all"]
+    plan_digest: str
+    seed: int
+    num_epochs: int | None
+    time_budget_s: float | None
+    device: str
+    precision: str
+    status: Literal["running", "finished", "interrupted", "diverged"]
+    num_training_cases: int
+    num_validation_cases: int
+    validation_patches: int | None = None
+    epochs: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    seconds_per_step: float | None = None
+    best_epoch: int | None = None
+    best_ema_pseudo_dice: float | None = None
+    peak_memory_bytes: int = 0
+    environment: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a start of a training came to.
+
+    Attributes:
+        folder: The fold folder, which holds the final weights.
+        epochs: Epochs done over all starts.
+        steps: Steps done over all starts.
+        seconds: Training seconds over all starts.
+        did_train: False when the fold was finished before and nothing was left to do.
+        last: The last epoch's record.
+    """
+
+    folder: Path
+    epochs: int
+    steps: int
+    seconds: float
+    did_train: bool
+    last: EpochRecord | None
+
+
+def read_metrics(folder: Path) -> tuple[EpochRecord, ...]:
+    """The learning curve of a fold; empty when there is none yet. A last line cut short by a crash is left out."""
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        return ()
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    return tuple(EpochRecord.from_json(line, path) for line in whole)
+
+
+def write_metrics(folder: Path, records: tuple[EpochRecord, ...]) -> None:
+    """Write the whole learning curve, one JSON object a line."""
+    write_text(folder / METRICS_FILE, "".join(record.model_dump_json() + "\n" for record in records))
+
+
+def read_run(folder: Path) -> RunRecord | None:
+    """The record of a fold's training, None when it never began.
+
+    Raises:
+        ConfigError: It is there but not valid.
+    """
+    path = folder / RUN_FILE
+    return RunRecord.from_json(read_text(path), path) if path.is_file() else None
+
+
+def write_run(folder: Path, record: RunRecord) -> None:
+    """Write run.json."""
+    write_text(folder / RUN_FILE, record.to_json())

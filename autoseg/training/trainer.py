@@ -1,0 +1,455 @@
+"""Training one fold: from a cache of cases to weights, through any number of interruptions."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from autoseg import runtime
+from autoseg.domain.plan import Configuration, Plan
+from autoseg.domain.values import digest_of
+from autoseg.errors import ConfigError, DeviceMemoryError, TrainingInterrupted
+from autoseg.io.files import Lock
+from autoseg.io.model import BEST, WEIGHTS, ModelCard, save_model
+from autoseg.runtime import NoProgress, Progress
+from autoseg.training import checkpoint, validation
+from autoseg.training.batches import BatchReader, Prefetcher, assemble
+from autoseg.training.checkpoint import Checkpoint, Counters
+from autoseg.training.diagnosis import diagnose
+from autoseg.training.interrupt import StopRequest
+from autoseg.training.learner import Learner
+from autoseg.training.records import (
+    METRICS_FILE,
+    RUN_FILE,
+    EpochRecord,
+    RunRecord,
+    TrainResult,
+    TrainSettings,
+    read_metrics,
+    read_run,
+    write_metrics,
+    write_run,
+)
+from autoseg.training.sampling import CasePool, PatchStore, Sampler, patch_box
+from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Schedule
+
+log = logging.getLogger("autoseg")
+
+LOCK_FILE = "lock"
+
+Fold = int | Literal["all"]
+
+
+def train_fold(
+    folder: Path,
+    plan: Plan,
+    configuration: str,
+    fold: Fold,
+    store: PatchStore,
+    train_ids: Sequence[str],
+    validation_ids: Sequence[str],
+    settings: TrainSettings,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train one fold, going on where an earlier start stopped.
+
+    Args:
+        folder: The fold folder; made when missing. It ends with `weights.safetensors` and `weights.json`.
+        plan: The whole plan; it travels with the weights.
+        configuration: Which of its configurations.
+        fold: Number of the fold, or "all".
+        store: Preprocessed cases.
+        train_ids: Cases to learn from.
+        validation_ids: Cases to look at during training; may be empty, then no best weights are kept.
+        settings: What this start is asked to do.
+        progress: Told after every step.
+
+    Raises:
+        ConfigError: The fold is in use, or what was trained before does not fit the plan or the settings.
+        DatasetError: A cached case cannot be read.
+        TrainingDiverged: The loss is no longer finite; the last good weights are kept.
+        TrainingInterrupted: SIGINT or SIGTERM; everything is saved.
+        DeviceMemoryError: The device has too little memory.
+    """
+    clock = Clock()
+    runtime.configure_allocator()
+    folder = Path(folder)
+    if not train_ids:
+        raise ConfigError(f"fold {fold} of {configuration} has no training cases")
+    with Lock(folder / LOCK_FILE, what=f"fold {fold} of {configuration}"):
+        checkpoint.remove_leftovers(folder)
+        if settings.restart:
+            _forget(folder)
+        training = _Training(
+            folder, plan, configuration, fold, store, tuple(train_ids), tuple(validation_ids), settings, clock,
+            progress or NoProgress(),
+        )
+        try:
+            return training.run()
+        except torch.OutOfMemoryError as problem:
+            raise DeviceMemoryError(
+                f"the device ran out of memory while training fold {fold} of {configuration}: {problem}",
+                hint="Plan for less memory (autoseg plan --vram), or stop what else uses the device.",
+            ) from problem
+
+
+def _forget(folder: Path) -> None:
+    """Remove what earlier starts left, final weights included."""
+    checkpoint.clear(folder)
+    for name in (WEIGHTS, BEST):
+        # The card goes first: weights without a card are no model.
+        (folder / f"{name}.json").unlink(missing_ok=True)
+        (folder / f"{name}.safetensors").unlink(missing_ok=True)
+    for name in (METRICS_FILE, RUN_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def resolve_length(plan: Configuration, settings: TrainSettings, device: torch.device) -> TrainSettings:
+    """Settings with a length: without one, the plan's budget on a CPU and its epochs elsewhere."""
+    if settings.num_epochs is not None or settings.time_budget_s is not None:
+        return settings
+    fields = {name: getattr(settings, name) for name in TrainSettings.__slots__}
+    if device.type == "cpu":
+        return TrainSettings(**{**fields, "time_budget_s": plan.training.cpu_time_budget_s})
+    return TrainSettings(**{**fields, "num_epochs": plan.training.num_epochs})
+
+
+class _Training:
+    """One start of a training: the state that the loop moves on."""
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        configuration: str,
+        fold: Fold,
+        store: PatchStore,
+        train_ids: tuple[str, ...],
+        validation_ids: tuple[str, ...],
+        settings: TrainSettings,
+        clock: Clock,
+        progress: Progress,
+    ) -> None:
+        self.folder, self.plan, self.configuration, self.fold = folder, plan, configuration, fold
+        self.clock, self.progress = clock, progress
+        self.part = plan.configurations[configuration]
+        self.device = runtime.pick_device(settings.device)
+        self.settings = resolve_length(self.part, settings, self.device)
+        self.before = read_run(folder)
+        self.precision = self._pick_precision()
+        training = self.part.training
+        self.schedule = Schedule(
+            training.learning_rate, training.decay_power, training.steps_per_epoch,
+            self.settings.num_epochs, self.settings.time_budget_s,
+        )
+        self.learner = Learner(
+            self.part.network, training, device=self.device, precision=self.precision, seed=settings.seed
+        )
+        self.counters = Counters(
+            configuration_digest=digest_of(self.part.model_dump(mode="json")),
+            network_digest=digest_of(self.part.network.model_dump(mode="json")),
+            seed=settings.seed,
+        )
+        self.train_ids, self.validation_ids = train_ids, validation_ids
+        self.train_reader = self._reader(store, train_ids, runtime.STAGE_SAMPLE)
+        self.validation_reader = self._reader(store, validation_ids, runtime.STAGE_VALIDATE)
+        self.validation_patches = self.before.validation_patches if self.before else None
+        self.records: tuple[EpochRecord, ...] = ()
+        self.saved_at_s = self.save_cost_s = 0.0
+        self.rate = training.learning_rate
+
+    def _pick_precision(self) -> str:
+        """As asked; "auto" stays what it was at the first start, because a change would change the result."""
+        if self.settings.precision == "auto" and self.before and self.before.device == self.device.type:
+            return self.before.precision
+        return runtime.pick_precision(self.settings.precision, self.device)
+
+    def _reader(self, store: PatchStore, case_ids: tuple[str, ...], stage: int) -> BatchReader:
+        network, training = self.part.network, self.part.training
+        sampler = Sampler(
+            case_ids, patch_box(network.patch_size), training.batch_size, training.foreground_fraction,
+            self.settings.seed, stage,
+        )
+        augmentation = training.augmentation if stage == runtime.STAGE_SAMPLE else None
+        return BatchReader(sampler, CasePool(store), network.dims, augmentation, training.steps_per_epoch)
+
+    def run(self) -> TrainResult:
+        """Train to the end of the schedule and write the final weights."""
+        if self._was_finished():
+            return self._result(did_train=False)
+        self._go_on()
+        total = self.schedule.total_steps
+        self.progress.start(
+            f"train {self.configuration} fold {self.fold}", total if total is not None else round(self._budget_s())
+        )
+        self.progress.advance(self._progress_made())
+        self._write_run("running")
+        with StopRequest() as stop, Prefetcher(
+            self.train_reader.read, self.counters.step, self.settings.prefetch
+        ) as ahead:
+            while not self._is_over():
+                self._train_step(ahead)
+                if self.schedule.ends_epoch(self.counters.epoch_steps, self.counters.epoch_s):
+                    self._end_epoch()
+                elif stop.is_set or self.clock.used_s() - self.saved_at_s >= self.settings.checkpoint_interval_s:
+                    self._save()
+                if stop.is_set:
+                    self._interrupted()
+            if self.counters.epoch_steps:
+                self._end_epoch()
+        self._write_model(WEIGHTS)
+        self._write_run("finished")
+        self.progress.finish(self._note())
+        return self._result(did_train=True)
+
+    # --- Steps -----------------------------------------------------------------------------------------------------
+
+    def _train_step(self, ahead: Prefetcher) -> None:
+        began = self.clock.used_s()
+        made_before = self._progress_made()
+        batch = assemble(ahead.take(), self.device)
+        self.rate = self.schedule.rate(self.schedule.fraction(self.counters.step, began, self._reserve_s()))
+        outcome = self.learner.step(batch, self.rate, self.counters.step)
+        if not outcome.is_finite:
+            self._write_run("diverged")
+            raise diagnose(
+                self.learner.network, batch, loss=outcome.loss, gradient_norm=outcome.gradient_norm,
+                step=self.counters.step, device=self.device, precision=self.precision,
+            )
+        now = self.clock.used_s()
+        old = self.counters
+        took = now - began
+        self.counters = old.model_copy(
+            update={
+                "step": old.step + 1,
+                "used_s": now,
+                "epoch_steps": old.epoch_steps + 1,
+                "epoch_loss_sum": old.epoch_loss_sum + outcome.loss,
+                "epoch_s": old.epoch_s + took,
+                "epoch_step_s": old.epoch_step_s + took,
+                "step_s": took if old.step <= 1 else (1 - STEP_SMOOTHING) * old.step_s + STEP_SMOOTHING * took,
+            }
+        )
+        self.progress.advance(self._progress_made() - made_before, self._note())
+
+    def _is_over(self) -> bool:
+        counters = self.counters
+        return self.schedule.is_over(counters.step, self.clock.used_s(), self._reserve_s(), counters.step_s)
+
+    def _reserve_s(self) -> float:
+        """Seconds kept free at the end of a budget: last validation, last checkpoint, best and final weights."""
+        return self.counters.validation_cost_s + max(FINAL_WORK_S, 3 * self.save_cost_s)
+
+    # --- Ends of epochs --------------------------------------------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        look = self._look() if self._may_look() else None
+        old = self.counters
+        mean = look.mean if look else None
+        ema = validation.running_mean(old.ema_pseudo_dice, mean)
+        is_best = mean is not None and ema is not None and ema > (old.best_ema_pseudo_dice or -1.0)
+        record = EpochRecord(
+            epoch=old.epoch,
+            step=old.step,
+            seconds=self.clock.used_s(),
+            seconds_per_step=old.epoch_step_s / old.epoch_steps,
+            learning_rate=self.rate,
+            train_loss=old.epoch_loss_sum / old.epoch_steps,
+            validation_loss=look.loss if look else None,
+            pseudo_dice=look.pseudo_dice if look else (),
+            mean_pseudo_dice=mean,
+            ema_pseudo_dice=ema,
+        )
+        self.records = (*self.records, record)
+        write_metrics(self.folder, self.records)
+        update: dict[str, Any] = {
+            "epoch": old.epoch + 1, "epoch_steps": 0, "epoch_loss_sum": 0.0, "epoch_s": 0.0, "epoch_step_s": 0.0,
+            "ema_pseudo_dice": ema,
+        }
+        if look:
+            update |= {"validation_s": old.validation_s + look.seconds, "validation_cost_s": look.seconds}
+        if is_best:
+            update |= {"best_ema_pseudo_dice": ema, "best_epoch": old.epoch}
+        self.counters = old.model_copy(update=update)
+        if is_best:
+            self._write_model(BEST)
+        self._save()
+        self._write_run("running")
+
+    def _may_look(self) -> bool:
+        """Under a time budget a look must fit into its part of the seconds used; the last one is kept free for."""
+        if not self.validation_ids or self.part.training.validation_steps_per_epoch == 0:
+            return False
+        counters = self.counters
+        if self.schedule.num_epochs is not None or counters.validation_cost_s == 0 or self._is_over():
+            return True
+        allowed = validation.TIME_FRACTION * self.clock.used_s()
+        return counters.validation_s + counters.validation_cost_s <= allowed
+
+    def _look(self) -> validation.QuickLook:
+        training = self.part.training
+        if self.validation_patches is None:
+            most = training.validation_steps_per_epoch * training.batch_size
+            self.validation_patches = (
+                most
+                if self.schedule.num_epochs is not None
+                else validation.affordable_patches(
+                    self.schedule.epoch_s, self.counters.step_s, training.batch_size, most
+                )
+            )
+        return validation.quick_look(
+            self.learner.network, self.learner.weights, self.validation_reader, self.validation_patches,
+            device=self.device, precision=self.precision, batch_dice=training.batch_dice,
+        )
+
+    # --- Going on --------------------------------------------------------------------------------------------------
+
+    def _was_finished(self) -> bool:
+        """Whether an earlier start did all of what this one is asked to do."""
+        before = self.before
+        asked = (self.settings.num_epochs, self.settings.time_budget_s)
+        return (
+            before is not None
+            and before.status == "finished"
+            and (before.num_epochs, before.time_budget_s) == asked
+            and before.plan_digest == self.plan.digest()
+            and (self.folder / f"{WEIGHTS}.json").is_file()
+        )
+
+    def _go_on(self) -> None:
+        """Load the newest checkpoint, if there is one."""
+        found = checkpoint.newest(self.folder)
+        if found is None:
+            write_metrics(self.folder, ())
+            return
+        stored, fresh = found.counters, self.counters
+        where = f"fold {self.fold} of {self.configuration}"
+        if stored.network_digest != fresh.network_digest:
+            raise ConfigError(
+                f"{where} was trained with another network than the plan has now",
+                hint="Use --restart to train it anew, or plan as before.",
+            )
+        if stored.seed != fresh.seed:
+            raise ConfigError(
+                f"{where} was trained with seed {stored.seed}, not {fresh.seed}",
+                hint="Use --restart to train it anew, or the same seed.",
+            )
+        if stored.configuration_digest != fresh.configuration_digest:
+            log.warning("%s goes on with settings that differ from those of its first part", where)
+        self.learner.restore(found.tensors, (stored.loss_scale, stored.loss_scale_growth))
+        self.counters = stored.model_copy(update={"configuration_digest": fresh.configuration_digest})
+        self.clock.used_before_s = stored.used_s
+        self.saved_at_s = self.clock.used_s()
+        self.records = tuple(record for record in read_metrics(self.folder) if record.step <= stored.step)
+        write_metrics(self.folder, self.records)
+        log.info("%s goes on at step %d, after %.0f s of training", where, stored.step, stored.used_s)
+
+    def _save(self) -> None:
+        began = time.monotonic()
+        scale, growth = self.learner.loss_scale
+        self.counters = self.counters.model_copy(
+            update={"used_s": self.clock.used_s(), "loss_scale": scale, "loss_scale_growth": growth}
+        )
+        checkpoint.save(self.folder, Checkpoint(self.counters, self.learner.state()))
+        self.saved_at_s = self.clock.used_s()
+        self.save_cost_s = time.monotonic() - began
+
+    def _interrupted(self) -> None:
+        self._write_run("interrupted")
+        self.progress.finish("interrupted")
+        raise TrainingInterrupted(
+            f"training of fold {self.fold} of {self.configuration} was interrupted after step {self.counters.step}; "
+            "everything is saved",
+            hint="The same command goes on from here.",
+        )
+
+    # --- Results ---------------------------------------------------------------------------------------------------
+
+    def _write_model(self, name: str) -> None:
+        card = ModelCard(
+            plan=self.plan,
+            configuration=self.configuration,
+            fold=self.fold,
+            digest=self.plan.digest(),
+            versions=runtime.versions(),
+            provenance={
+                "trained_by": "autoseg",
+                "weights": "running mean" if self.part.training.ema_decay > 0 else "last step",
+                "epochs": self.counters.epoch,
+                "steps": self.counters.step,
+                "seconds": round(self.clock.used_s(), 1),
+                "seed": self.settings.seed,
+                "precision": self.precision,
+                "num_training_cases": len(self.train_ids),
+            },
+        )
+        save_model(self.folder, self.learner.weights, card, name=name)
+
+    def _write_run(self, status: Literal["running", "finished", "interrupted", "diverged"]) -> None:
+        counters = self.counters
+        on_gpu = self.device.type == "cuda"
+        write_run(
+            self.folder,
+            RunRecord(
+                configuration=self.configuration,
+                fold=self.fold,
+                plan_digest=self.plan.digest(),
+                seed=self.settings.seed,
+                num_epochs=self.settings.num_epochs,
+                time_budget_s=self.settings.time_budget_s,
+                device=self.device.type,
+                precision=self.precision,
+                status=status,
+                num_training_cases=len(self.train_ids),
+                num_validation_cases=len(self.validation_ids),
+                validation_patches=self.validation_patches,
+                epochs=counters.epoch,
+                steps=counters.step,
+                seconds=round(self.clock.used_s(), 3),
+                seconds_per_step=counters.step_s or None,
+                best_epoch=counters.best_epoch,
+                best_ema_pseudo_dice=counters.best_ema_pseudo_dice,
+                peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else runtime.peak_memory_bytes(),
+                environment=runtime.environment(),
+            ),
+        )
+
+    def _result(self, *, did_train: bool) -> TrainResult:
+        if not did_train and self.before is not None:
+            records = read_metrics(self.folder)
+            return TrainResult(
+                self.folder, self.before.epochs, self.before.steps, self.before.seconds, did_train,
+                records[-1] if records else None,
+            )
+        return TrainResult(
+            self.folder, self.counters.epoch, self.counters.step, self.clock.used_s(), did_train,
+            self.records[-1] if self.records else None,
+        )
+
+    def _budget_s(self) -> float:
+        return cast(float, self.settings.time_budget_s)
+
+    def _progress_made(self) -> int:
+        """Steps done, or whole seconds used under a time budget."""
+        if self.schedule.total_steps is not None:
+            return self.counters.step
+        return min(round(self.counters.used_s), round(self._budget_s()))
+
+    def _note(self) -> str:
+        counters = self.counters
+        parts = [f"epoch {counters.epoch}"]
+        if counters.epoch_steps:
+            parts.append(f"loss {counters.epoch_loss_sum / counters.epoch_steps:.3f}")
+        elif self.records:
+            parts.append(f"loss {self.records[-1].train_loss:.3f}")
+        parts.append(f"lr {self.rate:.2g}")
+        if counters.ema_pseudo_dice is not None:
+            parts.append(f"pseudo-Dice {counters.ema_pseudo_dice:.3f}")
+        left = round(self.schedule.left_s(counters.step, self.clock.used_s(), counters.step_s))
+        parts += [f"{counters.step_s:.2f} s/step", f"{left // 60}:{left % 60:02d} left"]
+        return ", ".join(parts)
