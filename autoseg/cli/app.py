@@ -1,0 +1,62 @@
+"""The `autoseg` command: its subcommands, and how errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from autoseg.cli import check, demo, evaluate, info, plan, predict, report, run, train
+from autoseg.cli.output import configure_logging, render_error, stderr
+from autoseg.errors import AutosegError
+
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+app = typer.Typer(
+    name="autoseg",
+    help="Plan, train and cross-validate a U-Net on a folder of labelled medical images, and segment new ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (demo, check, plan, train, predict, evaluate, report, run, info):
+    module.register(app)
+
+
+def fill_optional_json(arguments: Sequence[str]) -> list[str]:
+    """Give a bare `--json` the value `-` (stdout); it takes the next word as its file only if that ends in .json."""
+    out = []
+    for index, word in enumerate(arguments):
+        out.append(word)
+        following = arguments[index + 1] if index + 1 < len(arguments) else ""
+        if word == "--json" and (not following.endswith(".json") or following.startswith("-")):
+            out.append("-")
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after the program's name; by default those of the process.
+
+    Returns:
+        The exit code: 0 ok, 2 usage or configuration, 3 data, 4 plan, 5 model, 6 device memory, 130 interrupted.
+        Anything else that is raised is a bug and leaves with its traceback and 1.
+    """
+    configure_logging()
+    words = fill_optional_json(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(args=words, prog_name="autoseg")
+    except AutosegError as error:
+        render_error(error)
+        return error.exit_code
+    except SystemExit as leave:
+        if isinstance(leave.__context__, KeyboardInterrupt):
+            stderr.print("Interrupted. Nothing that was finished is lost; the same command goes on.")
+            return EXIT_INTERRUPTED
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    return 0

@@ -1,0 +1,30 @@
+"""`autoseg check`."""
+
+from __future__ import annotations
+
+import typer
+
+from autoseg.cli import options
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("check")(check)
+
+
+def check(dataset: options.DatasetArgument, json: options.Json = None) -> None:
+    """List everything that is wrong with a data set, at once; exit 3 if anything stops training."""
+    from autoseg.cli.output import TerminalProgress, emit_json, stdout
+    from autoseg.cli.tables import findings_table
+    from autoseg.errors import DatasetError
+    from autoseg.pipeline import planning
+
+    report = planning.check(dataset, progress=TerminalProgress())
+    if json is not None:
+        emit_json(report.model_dump(mode="json"), json)
+    if json != "-":
+        if report.findings:
+            stdout.print(findings_table(report))
+        stdout.print(report.headline(), markup=False, soft_wrap=True)
+    if report.stops_training:
+        raise typer.Exit(DatasetError.exit_code)

@@ -1,0 +1,51 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DatasetArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATASET",
+        help="A folder in the MSD or nnU-Net raw layout, its dataset.json, or a .json/.csv manifest of the cases.",
+        show_default=False,
+    ),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder that `plan` made.")]
+OutRun = Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder to make.", show_default=False)]
+Json = Annotated[
+    str | None,
+    typer.Option("--json", metavar="[FILE]", help="Print the result as JSON, or write it to FILE (ends in .json)."),
+]
+Config = Annotated[
+    str | None,
+    typer.Option("--config", help="Configuration: 2d or 3d_fullres. Default: 3d_fullres where planned, else 2d."),
+]
+Preset = Annotated[str | None, typer.Option("--preset", help="Planning rules: default or nnunet.")]
+Vram = Annotated[
+    str | None,
+    typer.Option("--vram", metavar="8GB", help="Memory for one training step. Default: the preset's own, 8GB."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set one key, e.g. 3d_fullres.training.batch_size=4. Repeatable."),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config-file", help="Settings in YAML; configs/default.yaml shows every key.")
+]
+Fold = Annotated[
+    str,
+    typer.Option("--fold", help="A fold's number, each (every fold in turn), or all (one model on every case)."),
+]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Train this many epochs.")]
+TimeBudget = Annotated[
+    str | None,
+    typer.Option("--time-budget", metavar="25m", help="Train this long a fold, the whole schedule fitted into it."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Forget what was trained and start afresh.")]

@@ -1,0 +1,54 @@
+"""`autoseg predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from autoseg.cli import options
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("predict")(predict)
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run folder, or one trained fold's folder.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT...", help="Images or folders; X_0000.ext ... X_000C.ext are channels of case X."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Folder for the label maps.", show_default=False)],
+    config: options.Config = None,
+    fold: Annotated[
+        str | None, typer.Option("--fold", help="Folds to use: one number, several as 0,1, or all. Default: finished.")
+    ] = None,
+    tta: Annotated[
+        Literal["none", "full"], typer.Option("--tta", help="Test-time mirroring: none, or every combination of axes.")
+    ] = "none",
+    overlap: Annotated[float | None, typer.Option("--overlap", min=0.0, max=0.9, help="Of tiles. Default 0.5.")] = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+) -> None:
+    """Segment new images on their own grid; a failing image does not stop the others (exit 3 at the end)."""
+    from autoseg.cli.output import TerminalProgress, stdout
+    from autoseg.pipeline import prediction
+
+    outcome = prediction.predict(
+        model,
+        inputs,
+        out,
+        configuration=config,
+        folds=fold,
+        tta=tta,
+        overlap=overlap,
+        device=device,
+        precision=precision,
+        progress=TerminalProgress(),
+    )
+    for path in outcome.written:
+        stdout.print(str(path), markup=False, soft_wrap=True)
+    outcome.raise_failures()

@@ -1,0 +1,48 @@
+"""`autoseg run`."""
+
+from __future__ import annotations
+
+import typer
+
+from autoseg.cli import options
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("run")(run)
+
+
+def run(
+    dataset: options.DatasetArgument,
+    out: options.OutRun,
+    preset: options.Preset = None,
+    vram: options.Vram = None,
+    set_: options.Set = None,
+    config_file: options.ConfigFile = None,
+    config: options.Config = None,
+    fold: options.Fold = "each",
+    epochs: options.Epochs = None,
+    time_budget: options.TimeBudget = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    restart: options.Restart = False,
+) -> None:
+    """Check, plan, train each fold and report, in one go; run again, it goes on where it stopped."""
+    from autoseg.cli.output import TerminalProgress, stdout
+    from autoseg.pipeline import results
+    from autoseg.pipeline.settings import resolve_settings
+
+    settings = resolve_settings(
+        config_file,
+        preset=preset,
+        vram=vram,
+        assignments=set_ or (),
+        epochs=epochs,
+        time_budget=time_budget,
+        device=device,
+        precision=precision,
+    )
+    page = results.run(
+        dataset, out, settings, configuration=config, fold=fold, restart=restart, progress=TerminalProgress()
+    )
+    stdout.print(f"Report: {page}", markup=False, soft_wrap=True)

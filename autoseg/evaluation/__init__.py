@@ -1,0 +1,1 @@
+"""How good predictions are: metrics of a case and their summary over cases."""

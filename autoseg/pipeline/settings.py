@@ -1,0 +1,54 @@
+"""Settings of a file with the command line's options on top."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from autoseg.config import Settings, load_settings, parse_assignments
+from autoseg.domain.values import Value
+from autoseg.errors import ConfigError
+
+V = TypeVar("V", bound=Value)
+
+
+def _updated(value: V, changes: dict[str, Any], where: str) -> V:
+    return type(value).from_json(json.dumps(value.model_dump(mode="json") | changes), where, ConfigError)
+
+
+def resolve_settings(
+    config_file: Path | None,
+    *,
+    preset: str | None = None,
+    vram: str | None = None,
+    assignments: Sequence[str] = (),
+    epochs: int | None = None,
+    time_budget: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Settings:
+    """Settings of the file with the command line's options on top.
+
+    Raises:
+        ConfigError: Unknown keys, wrong values, or both `epochs` and `time_budget`.
+    """
+    settings = load_settings(config_file)
+    planning: dict[str, Any] = {"overrides": {**settings.plan.overrides, **dict(parse_assignments(assignments))}}
+    training: dict[str, Any] = {}
+    if preset is not None:
+        planning["preset"] = preset
+    if vram is not None:
+        planning["vram_gb"] = vram
+    if epochs is not None and time_budget is not None:
+        raise ConfigError("--epochs and --time-budget exclude each other", hint="Give one of them.")
+    if epochs is not None:
+        training |= {"epochs": epochs, "time_budget_s": None}
+    if time_budget is not None:
+        training |= {"time_budget_s": time_budget, "epochs": None}
+    if device != "auto":
+        training["device"] = device
+    if precision != "auto":
+        training["precision"] = precision
+    return Settings(plan=_updated(settings.plan, planning, "plan"), train=_updated(settings.train, training, "train"))

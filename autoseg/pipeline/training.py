@@ -1,0 +1,237 @@
+"""Train folds, then predict and score their validation cases with the final weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from autoseg.config import TrainSettings, parse_assignments
+from autoseg.domain.dataset import Dataset, Fold
+from autoseg.domain.plan import Configuration, Plan
+from autoseg.errors import ConfigError
+from autoseg.evaluation.crossval import Evaluation, evaluate_cases, tolerance_of
+from autoseg.inference.predictor import predict_cases
+from autoseg.io.files import read_json, write_json
+from autoseg.io.model import load_model
+from autoseg.io.run_folder import FOLD_ALL, RunFolder
+from autoseg.io.store import CaseStore
+from autoseg.pipeline.cases import SILENT, labels_of, map_cases
+from autoseg.planning.overrides import apply_overrides
+from autoseg.preprocessing.prepare import cache_digest, prepare_case
+from autoseg.runtime import Progress
+from autoseg.training import records
+from autoseg.training.trainer import train_fold
+
+FoldName = int | Literal["all"]
+
+
+@dataclass(frozen=True, slots=True)
+class FoldOutcome:
+    """What came of training one fold.
+
+    Attributes:
+        folder: Where the model lies.
+        mean_dice: Mean foreground Dice of the validation cases by the final weights; None for the fold "all".
+        num_validation: How many cases that is over.
+        train_s: Seconds of training.
+        validation_s: Seconds of predicting and scoring the validation cases, after the budget.
+    """
+
+    configuration: str
+    fold: FoldName
+    folder: Path
+    mean_dice: float | None
+    num_validation: int
+    train_s: float
+    validation_s: float
+
+    def line(self) -> str:
+        """One line for a person."""
+        head = f"{self.configuration} fold {self.fold}: trained in {self.train_s / 60:.1f} min"
+        if self.num_validation == 0:
+            return f"{head}; no validation cases. Model: {self.folder}"
+        dice = "undefined" if self.mean_dice is None else f"{self.mean_dice:.4f}"
+        return (
+            f"{head}; mean foreground Dice {dice} on {self.num_validation} validation cases "
+            f"(predicted and scored in {self.validation_s:.0f} s). Model: {self.folder}"
+        )
+
+
+def prepare(
+    run_folder: RunFolder, dataset: Dataset, name: str, planned: Configuration, *, progress: Progress = SILENT
+) -> CaseStore:
+    """Preprocess every case that is not in the cache yet; returns the store.
+
+    Raises:
+        DatasetError: Cases that cannot be prepared, all of them.
+    """
+    store = CaseStore(run_folder.cache_folder(name, cache_digest(planned.preprocess, dataset.labels)))
+    missing = [case for case in dataset.cases if not store.is_current(case.id, case.files)]
+    if missing:
+        map_cases(
+            lambda case: prepare_case(case, planned.preprocess, dataset.labels, store),
+            missing,
+            description=f"Preprocessing {name}",
+            progress=progress,
+        )
+    return store
+
+
+def train(
+    run_path: Path,
+    settings: TrainSettings,
+    *,
+    configuration: str | None = None,
+    fold: str = "each",
+    restart: bool = False,
+    assignments: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> tuple[FoldOutcome, ...]:
+    """Train folds of one configuration and score their validation cases.
+
+    Args:
+        run_path: The run folder.
+        settings: How long, where, with which seed.
+        configuration: Its name; default as the plan says.
+        fold: A number, "each" or "all".
+        restart: Forget what was trained.
+        assignments: KEY=VALUE of the plan's training section, for these folds alone.
+        progress: Where to tell how far it is.
+
+    Raises:
+        ConfigError: Unknown configuration, fold or key, or the fold is being trained by another process.
+        DatasetError: Cases that cannot be prepared.
+    """
+    run_folder = RunFolder(run_path)
+    dataset, planned = run_folder.read_dataset(), run_folder.read_plan()
+    planned = _with_training_overrides(planned, assignments)
+    name = _configuration_name(planned, configuration)
+    folds = _choose_folds(run_folder, fold, dataset)
+    store = prepare(run_folder, dataset, name, planned.configurations[name], progress=progress)
+    return tuple(
+        _train_one(run_folder, dataset, planned, name, number, members, store, settings, restart, progress)
+        for number, members in folds
+    )
+
+
+def _train_one(
+    run_folder: RunFolder,
+    dataset: Dataset,
+    planned: Plan,
+    name: str,
+    number: FoldName,
+    members: Fold,
+    store: CaseStore,
+    settings: TrainSettings,
+    restart: bool,
+    progress: Progress,
+) -> FoldOutcome:
+    folder = run_folder.fold_folder(name, number)
+    result = train_fold(
+        folder,
+        planned,
+        name,
+        number,
+        store,
+        members.train,
+        members.validation,
+        records.TrainSettings(
+            num_epochs=settings.epochs,
+            time_budget_s=settings.time_budget_s,
+            device=settings.device,
+            precision=settings.precision,
+            seed=settings.seed,
+            restart=restart,
+            checkpoint_interval_s=settings.checkpoint_interval_s,
+        ),
+        progress,
+    )
+    started = time.monotonic()
+    evaluation = validate_fold(run_folder, folder, dataset, members.validation, settings, progress=progress)
+    return FoldOutcome(
+        configuration=name,
+        fold=number,
+        folder=folder,
+        mean_dice=None if evaluation is None else evaluation.summary.mean_foreground_dice,
+        num_validation=len(members.validation),
+        train_s=result.seconds,
+        validation_s=time.monotonic() - started,
+    )
+
+
+def validate_fold(
+    run_folder: RunFolder,
+    folder: Path,
+    dataset: Dataset,
+    case_ids: Sequence[str],
+    settings: TrainSettings,
+    *,
+    progress: Progress = SILENT,
+) -> Evaluation | None:
+    """Predict a fold's validation cases with its final weights and score them; what is there already is kept."""
+    if not case_ids:
+        return None
+    validation, model = folder / "validation", load_model(folder)
+    summary = validation / "summary.json"
+    if summary.is_file():
+        stored = read_json(summary)
+        if stored.get("weights_sha256") == model.card.weights_sha256:
+            return Evaluation.model_validate(stored["evaluation"])
+    started = time.monotonic()
+    cases = [dataset.case(case_id) for case_id in case_ids]
+    outcome = predict_cases(
+        [model],
+        cases,
+        validation,
+        ending=dataset.file_ending,
+        device=settings.device,
+        precision=settings.precision,
+        progress=progress,
+    )
+    outcome.raise_failures()
+    predicted_s = time.monotonic() - started
+    evaluation = evaluate_cases(
+        [(case.id, validation / f"{case.id}{dataset.file_ending}", labels_of(case)) for case in cases],
+        dataset.labels,
+        tolerance_of(run_folder.read_fingerprint()),
+        progress=progress,
+    )
+    facts = {
+        "weights_sha256": model.card.weights_sha256,
+        "predict_s": predicted_s,
+        "score_s": time.monotonic() - started - predicted_s,
+    }
+    write_json(summary, facts | {"evaluation": evaluation.model_dump(mode="json")})
+    return evaluation
+
+
+def _with_training_overrides(planned: Plan, assignments: Sequence[str]) -> Plan:
+    pairs = parse_assignments(assignments)
+    wrong = [key for key, _ in pairs if "training." not in key]
+    if wrong:
+        raise ConfigError(
+            f"train can set keys of the training section only, not {', '.join(wrong)}",
+            hint="Set network and preprocessing with: autoseg plan --set ...",
+        )
+    return apply_overrides(planned, pairs)
+
+
+def _configuration_name(planned: Plan, wanted: str | None) -> str:
+    name = wanted or planned.default_configuration
+    if name not in planned.configurations:
+        raise ConfigError(f"configuration {name!r} is not in the plan; it has {', '.join(planned.configurations)}")
+    return name
+
+
+def _choose_folds(run_folder: RunFolder, fold: str, dataset: Dataset) -> tuple[tuple[FoldName, Fold], ...]:
+    if fold == FOLD_ALL:
+        return (("all", Fold(train=tuple(case.id for case in dataset.cases), validation=())),)
+    folds = run_folder.read_splits().folds
+    if fold == "each":
+        return tuple(enumerate(folds))
+    if not fold.isdigit() or int(fold) >= len(folds):
+        raise ConfigError(f"fold {fold!r} does not exist", hint=f"Use 0 to {len(folds) - 1}, each or all.")
+    return ((int(fold), folds[int(fold)]),)

@@ -1,0 +1,213 @@
+"""Everything that a run's finished folds say, gathered from their files: the content of `report/summary.json`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import autoseg
+from autoseg.domain.dataset import Dataset
+from autoseg.domain.fingerprint import Fingerprint
+from autoseg.domain.plan import Plan
+from autoseg.domain.values import Value
+from autoseg.errors import ConfigError
+from autoseg.evaluation.crossval import CaseMetrics, Evaluation, FoldEvaluation, Summary, summarise
+from autoseg.evaluation.metrics import ClassMetrics
+from autoseg.io.files import read_text
+from autoseg.io.run_folder import RunFolder
+from autoseg.training.records import EpochRecord, RunRecord, read_metrics, read_run
+
+SCHEMA_VERSION = 1
+
+VALIDATION_FOLDER = "validation"
+SUMMARY_FILE = "summary.json"
+
+
+class FoldResult(Value):
+    """One finished fold.
+
+    Attributes:
+        fold: Its number, or "all" (which has no validation cases).
+        num_cases: Validation cases compared.
+        mean_foreground_dice: Over them; None without.
+        class_dice: Mean Dice by class, over the cases that contain it.
+        predict_s: Seconds of predicting the validation cases.
+        training: The record of the training; None when its file is gone.
+    """
+
+    fold: int | str
+    num_cases: int
+    mean_foreground_dice: float | None
+    class_dice: dict[str, float | None]
+    predict_s: float | None
+    training: RunRecord | None
+
+
+class ConfigurationResult(Value):
+    """The finished folds of one configuration.
+
+    Attributes:
+        summary: Over the out-of-fold predictions of all finished folds together; None when no fold has any.
+    """
+
+    name: str
+    folds: tuple[FoldResult, ...]
+    summary: Summary | None
+
+
+class ReportSummary(Value):
+    """What `report/summary.json` holds.
+
+    Attributes:
+        created: Time of writing, ISO 8601, UTC.
+        tolerance_mm: Of the surface Dice, by class.
+        num_cases: Labelled cases of the data set.
+        best: Configuration with the highest mean foreground Dice; None when none was scored.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    autoseg_version: str
+    created: str
+    dataset: str
+    num_cases: int
+    plan_digest: str
+    fingerprint_digest: str
+    tolerance_mm: dict[str, float]
+    best: str | None
+    configurations: tuple[ConfigurationResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseRow:
+    """The out-of-fold metrics of one case, with the fold whose model predicted it.
+
+    Attributes:
+        prediction: The predicted label map.
+    """
+
+    configuration: str
+    fold: int | str
+    metrics: CaseMetrics
+    prediction: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The learning curve of one fold."""
+
+    configuration: str
+    fold: int | str
+    epochs: tuple[EpochRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunResults:
+    """A run with all its results."""
+
+    dataset: Dataset
+    plan: Plan
+    fingerprint: Fingerprint
+    summary: ReportSummary
+    cases: tuple[CaseRow, ...]
+    curves: tuple[Curve, ...]
+
+
+def collect(run: RunFolder) -> RunResults:
+    """Read every finished fold of every configuration.
+
+    Raises:
+        ConfigError: The folder is not a run, no fold is finished, or a file is not valid.
+    """
+    dataset, plan, fingerprint = run.read_dataset(), run.read_plan(), run.read_fingerprint()
+    names = run.trained_configurations()
+    if not names:
+        raise ConfigError(
+            f"{run.root} has no finished fold to report on", hint=f"Train one first: autoseg train {run.root}"
+        )
+    configurations: list[ConfigurationResult] = []
+    rows: list[CaseRow] = []
+    curves: list[Curve] = []
+    tolerance_mm: dict[str, float] = {}
+    for name in names:
+        folds = []
+        for fold in run.trained_folds(name):
+            folder = run.fold_folder(name, fold)
+            scored = read_fold_evaluation(folder)
+            folds.append(_fold_result(fold, folder, scored))
+            curves.append(Curve(name, fold, read_metrics(folder)))
+            if scored is not None:
+                tolerance_mm |= scored.evaluation.tolerance_mm
+                rows += _case_rows(name, fold, folder, scored.evaluation, dataset.file_ending)
+        configurations.append(_configuration_result(name, folds, rows, plan))
+    summary = ReportSummary(
+        autoseg_version=autoseg.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        dataset=dataset.name,
+        num_cases=len(dataset.cases),
+        plan_digest=plan.digest(),
+        fingerprint_digest=fingerprint.digest(),
+        tolerance_mm=tolerance_mm,
+        best=_best(configurations),
+        configurations=tuple(configurations),
+    )
+    return RunResults(dataset, plan, fingerprint, summary, tuple(rows), tuple(curves))
+
+
+def read_fold_evaluation(folder: Path) -> FoldEvaluation | None:
+    """The scores of a fold's validation cases; None when it has none.
+
+    Raises:
+        ConfigError: The file is not valid.
+    """
+    path = folder / VALIDATION_FOLDER / SUMMARY_FILE
+    return FoldEvaluation.from_json(read_text(path), path) if path.is_file() else None
+
+
+def _fold_result(fold: int | str, folder: Path, scored: FoldEvaluation | None) -> FoldResult:
+    summary = scored.evaluation.summary if scored is not None else None
+    return FoldResult(
+        fold=fold,
+        num_cases=summary.num_cases if summary is not None else 0,
+        mean_foreground_dice=summary.mean_foreground_dice if summary is not None else None,
+        class_dice={item.name: item.metric("dice").mean for item in summary.classes} if summary is not None else {},
+        predict_s=scored.predict_s if scored is not None else None,
+        training=read_run(folder),
+    )
+
+
+def _case_rows(name: str, fold: int | str, folder: Path, evaluation: Evaluation, ending: str) -> Iterator[CaseRow]:
+    for case in evaluation.cases:
+        yield CaseRow(name, fold, case, folder / VALIDATION_FOLDER / f"{case.case}{ending}")
+
+
+def _configuration_result(name: str, folds: list[FoldResult], rows: list[CaseRow], plan: Plan) -> ConfigurationResult:
+    cases = [row.metrics for row in rows if row.configuration == name]
+    return ConfigurationResult(
+        name=name, folds=tuple(folds), summary=summarise(cases, plan.labels.names) if cases else None
+    )
+
+
+def _best(configurations: list[ConfigurationResult]) -> str | None:
+    scores = {
+        item.name: item.summary.mean_foreground_dice
+        for item in configurations
+        if item.summary is not None and item.summary.mean_foreground_dice is not None
+    }
+    return max(scores, key=lambda name: scores[name] or 0.0) if scores else None
+
+
+def cases_csv(results: RunResults) -> str:
+    """One line a configuration, case and class; what is not defined is empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    fields = tuple(ClassMetrics.model_fields)
+    writer.writerow(("configuration", "fold", "case", "class", *fields[1:]))
+    for row in results.cases:
+        for item in row.metrics.classes:
+            values = (getattr(item, name) for name in fields[1:])
+            writer.writerow((row.configuration, row.fold, row.metrics.case, item.name, *values))
+    return buffer.getvalue()
