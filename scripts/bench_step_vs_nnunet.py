@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""Time one training step of nnU-Net v2 and of autoseg, side by side, on this machine.
+
+Both sides get the same plan (nnU-Net's own for the data set, from tests/golden/nnunet), random data of the plan's
+shape, and run a whole step: forward, deep-supervision Dice + cross-entropy, backward, gradient clipping, SGD with
+Nesterov momentum. nnU-Net's side runs nnU-Net's own classes and its own ``train_step``. Loading and augmentation are
+left out.
+
+The two sides live in two environments (for nnU-Net's see scripts/nnunet_oracle.py). A parent, in either of them,
+starts one process a side, lets them warm up, and then alternates between them, changing the order each round, so that
+a disturbance of the machine meets both:
+
+    python scripts/bench_step_vs_nnunet.py --python-nnunet ORACLE/bin/python --python-autoseg python --rounds 5
+
+With one of the two options only that side is timed. The JSON on standard output has the seconds of every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def read_plan(args: argparse.Namespace) -> dict:
+    """Return one configuration of a golden plan, with the numbers of channels and classes."""
+    golden = json.loads(Path(args.plan).read_text())
+    plan = dict(golden["plans"][args.configuration])
+    plan["channels"] = len(golden["dataset"]["channel_names"])
+    plan["labels"] = golden["dataset"]["labels"]
+    return plan
+
+
+# --- nnU-Net's side --------------------------------------------------------------------------------------------------
+def nnunet_step(args: argparse.Namespace) -> Callable[[], None]:
+    """Return a function that runs one training step of nnU-Net on random data."""
+    from types import SimpleNamespace
+
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    plan = read_plan(args)
+    dimension = len(plan["patch_size"])
+    keys = ("n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage", "n_conv_per_stage_decoder")
+    architecture = {key: plan[key] for key in keys} | {
+        "conv_op": f"torch.nn.modules.conv.Conv{dimension}d",
+        "conv_bias": True,
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimension}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    configuration = SimpleNamespace(
+        network_arch_class_name="dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        network_arch_init_kwargs=architecture,
+        network_arch_init_kwargs_req_import=["conv_op", "norm_op", "dropout_op", "nonlin"],
+        batch_dice=plan["batch_dice"],
+        pool_op_kernel_sizes=plan["strides"],
+    )
+
+    class Stepper(nnUNetTrainer):
+        """nnU-Net's trainer without folders and data: network, loss, optimiser and step only."""
+
+        def __init__(self) -> None:
+            self.device, self.is_ddp, self.local_rank = torch.device(args.device), False, 0
+            self.grad_scaler = torch.GradScaler("cuda") if args.device == "cuda" else None
+            self.initial_lr, self.weight_decay, self.num_epochs = 1e-2, 3e-5, 1000
+            self.enable_deep_supervision = True
+            self.configuration_manager = configuration
+            self.label_manager = LabelManager(plan["labels"], regions_class_order=None)
+            heads = self.label_manager.num_segmentation_heads
+            self.network = self.build_network_architecture(None, configuration, plan["channels"], heads, True)
+            self.network.to(self.device).train()
+            if self._do_i_compile():
+                self.network = torch.compile(self.network)
+            self.optimizer, self.lr_scheduler = self.configure_optimizers()
+            self.loss = self._build_loss()
+
+        def print_to_log_file(self, *words: Any, **_: Any) -> None:
+            print(*words, file=sys.stderr)
+
+    stepper = Stepper()
+    size, patch = plan["batch_size"], plan["patch_size"]
+    targets = []
+    for scale in stepper._get_deep_supervision_scales():
+        shape = [round(edge * factor) for edge, factor in zip(patch, scale, strict=True)]
+        targets.append(torch.randint(len(plan["labels"]), (size, 1, *shape)).to(torch.int16))
+    batch = {"data": torch.randn(size, plan["channels"], *patch), "target": targets}
+
+    def step() -> None:
+        stepper.train_step(batch)  # ends with loss.cpu(), so it waits for the device
+
+    return step
+
+
+# --- autoseg's side --------------------------------------------------------------------------------------------------
+def autoseg_step(args: argparse.Namespace) -> Callable[[], None]:
+    """Return a function that runs one training step of autoseg on random data."""
+    import autoseg.training  # noqa: F401
+
+    raise NotImplementedError("autoseg's side of the comparison is not written yet")
+
+
+# --- child and parent ------------------------------------------------------------------------------------------------
+def child(args: argparse.Namespace) -> None:
+    """Serve one side: for each number read from standard input run that many steps and answer with their seconds."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else is printed goes to standard error
+    import torch
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    step = {"nnunet": nnunet_step, "autoseg": autoseg_step}[args.child](args)
+    for line in sys.stdin:
+        seconds = []
+        for _ in range(int(line)):
+            began = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - began)
+        print(json.dumps(seconds), file=answers, flush=True)
+
+
+def start(side: str, python: str, args: argparse.Namespace) -> subprocess.Popen:
+    """Start the process of one side."""
+    command = [python, str(Path(__file__).resolve()), "--child", side]
+    for name in ("plan", "configuration", "threads", "device", "precision"):
+        command += [f"--{name}", str(getattr(args, name))]
+    path = os.pathsep.join([str(ROOT)] + ([os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []))
+    environment = os.environ | ({"PYTHONPATH": path} if side == "autoseg" else {})
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def ask(side: str, process: subprocess.Popen, steps: int) -> list[float]:
+    """Let one side run some steps; return their seconds."""
+    process.stdin.write(f"{steps}\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        sys.exit(f"the {side} side ended with status {process.wait()}")
+    return json.loads(line)
+
+
+def parent(args: argparse.Namespace) -> dict:
+    """Alternate both sides in one run; return the seconds of each step and the medians."""
+    given = {"nnunet": args.python_nnunet, "autoseg": args.python_autoseg}
+    processes = {side: start(side, python, args) for side, python in given.items() if python}
+    seconds: dict[str, list[list[float]]] = {side: [] for side in processes}
+    try:
+        for side, process in processes.items():
+            ask(side, process, args.warm_up)
+        for number in range(args.rounds):
+            order = list(processes.items())
+            for side, process in order if number % 2 == 0 else reversed(order):
+                seconds[side].append(ask(side, process, args.steps))
+    finally:
+        for process in processes.values():
+            process.stdin.close()
+            process.wait()
+    result: dict[str, Any] = {
+        "plan": Path(args.plan).stem,
+        "configuration": args.configuration,
+        "device": args.device,
+        "threads": args.threads,
+        "precision_autoseg": args.precision,
+        "rounds": args.rounds,
+        "steps_per_round": args.steps,
+    }
+    medians = {side: [statistics.median(part) for part in parts] for side, parts in seconds.items()}
+    for side, parts in seconds.items():
+        result[side] = {
+            "median_seconds_per_step": round(statistics.median(medians[side]), 4),
+            "seconds": [[round(value, 4) for value in part] for part in parts],
+        }
+    if len(medians) == 2:
+        ratios = sorted(a / b for a, b in zip(medians["nnunet"], medians["autoseg"], strict=True))
+        result["nnunet_over_autoseg"] = {
+            "median": round(statistics.median(ratios), 3),
+            "lowest": round(ratios[0], 3),
+            "highest": round(ratios[-1], 3),
+        }
+    return result
+
+
+def main() -> None:
+    """Read the command line; be the parent or one side."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python-nnunet", help="python of the environment that has nnunetv2")
+    parser.add_argument("--python-autoseg", help="python of the environment that has autoseg's dependencies")
+    parser.add_argument("--plan", default=str(ROOT / "tests" / "golden" / "nnunet" / "hippocampus.json"))
+    parser.add_argument("--configuration", default="3d_fullres")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="steps a side in each round")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps a side before the first round")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", default="auto", help="precision of autoseg's side (nnU-Net has no choice)")
+    parser.add_argument("--child", choices=("nnunet", "autoseg"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(args)
+    elif args.python_nnunet or args.python_autoseg:
+        print(json.dumps(parent(args), indent=1))
+    else:
+        parser.error("give --python-nnunet, --python-autoseg or both")
+
+
+if __name__ == "__main__":
+    main()

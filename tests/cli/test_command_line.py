@@ -1,0 +1,102 @@
+"""The command line: frozen names, exit codes, what goes where."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoseg.cli.app import app, fill_optional_json, main
+
+TRAINING = {"--config", "--fold", "--epochs", "--time-budget", "--device", "--precision", "--restart", "--set"}
+PLANNING = {"--out", "--preset", "--vram", "--set", "--config-file"}
+
+FROZEN = {
+    "demo": set(),
+    "check": {"--json"},
+    "plan": PLANNING | {"--why", "--fingerprint", "--json"},
+    "train": TRAINING | {"--config-file"},
+    "predict": {"--out", "--config", "--fold", "--tta", "--overlap", "--device", "--precision"},
+    "evaluate": {"--json"},
+    "report": {"--json"},
+    "run": TRAINING | PLANNING,
+    "info": {"--json"},
+}
+
+
+def declared_options() -> dict[str, set[str]]:
+    import typer
+
+    group = typer.main.get_command(app)
+    return {
+        name: {word for item in command.params for word in item.opts if word.startswith("--")}
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+
+
+def test_commands_and_options_are_frozen() -> None:
+    assert declared_options() == FROZEN
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plan", "--help"], ["train", "-h"]])
+def test_help_starts_without_torch(words: list[str]) -> None:
+    code = (
+        "import sys; from autoseg.cli import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'monai', 'nibabel', 'SimpleITK', 'skimage'} & set(sys.modules);"
+        "assert not heavy, heavy; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "filled"),
+    [
+        (["check", "D", "--json"], ["check", "D", "--json", "-"]),
+        (["check", "--json", "D"], ["check", "--json", "-", "D"]),
+        (["check", "D", "--json", "x.json"], ["check", "D", "--json", "x.json"]),
+        (["plan", "D", "--json", "--out", "R"], ["plan", "D", "--json", "-", "--out", "R"]),
+    ],
+)
+def test_json_takes_a_file_only_when_it_ends_in_json(words: list[str], filled: list[str]) -> None:
+    assert fill_optional_json(words) == filled
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["plan", "--no-such-option"], 2, "No such option"),
+        (["no-such-command"], 2, "No such command"),
+        (["plan", "nowhere", "--out", "run"], 3, "nowhere"),
+        (["check", "nowhere"], 3, "nowhere"),
+        (["train", "nowhere"], 2, "not a planned run"),
+        (["report", "nowhere"], 2, "not a planned run"),
+        (["predict", "nowhere", "x.nii.gz", "--out", "out"], 5, "nowhere"),
+        (["info", "nowhere"], 2, "does not exist"),
+        (["train", "nowhere", "--epochs", "1", "--time-budget", "1m"], 2, "exclude each other"),
+        (["train", "nowhere", "--time-budget", "soon"], 2, "not a duration"),
+    ],
+)
+def test_wrong_usage_is_named_with_its_exit_code(
+    words: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code
+    captured = capsys.readouterr()
+    assert said in " ".join(captured.err.split())
+    assert captured.out == ""
+
+
+def test_info_names_versions_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    import torch
+
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]

@@ -1,0 +1,206 @@
+"""From volumes to label maps: streaming, mirroring, several models, files that fail."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoseg.domain.dataset import Case, Channel, LabelClass, LabelSchema
+from autoseg.domain.geometry import Geometry, Volume
+from autoseg.domain.plan import (
+    ChannelNormalization,
+    Configuration,
+    InferencePlan,
+    NetworkPlan,
+    Plan,
+    PreprocessPlan,
+    TrainingPlan,
+)
+from autoseg.errors import ConfigError, DatasetError, ModelError
+from autoseg.inference.export import labels_from_stream
+from autoseg.inference.predictor import Predictor, predict_cases
+from autoseg.inference.tta import mirror_combinations, mirrored
+from autoseg.io.images import read_image, write_image
+from autoseg.io.model import Model, ModelCard
+from autoseg.network.unet import build
+from autoseg.preprocessing.resample import resample_image
+from autoseg.preprocessing.transform import invert
+
+SCHEMA = LabelSchema(classes=(LabelClass(name="low", values=(7,)), LabelClass(name="high", values=(300,))))
+
+
+def toy_model(seed: int = 0, dims: int = 3, spacing: tuple[float, ...] = (2.0, 1.5, 1.0), **network: object) -> Model:
+    settings: dict[str, object] = {
+        "in_channels": 1,
+        "num_classes": 3,
+        "patch_size": (8,) * dims,
+        "features_per_stage": (3, 6),
+        "strides": ((1,) * dims, (2,) * dims),
+        "kernel_sizes": ((3,) * dims,) * 2,
+        "convs_per_stage_encoder": (1, 1),
+        "convs_per_stage_decoder": (1,),
+    }
+    configuration = Configuration(
+        preprocess=PreprocessPlan(
+            target_spacing=spacing[-dims:], normalization=(ChannelNormalization(scheme="zscore"),)
+        ),
+        network=NetworkPlan.model_validate(settings | network),
+        training=TrainingPlan(batch_size=2, augmentation={"mirror_axes": tuple(range(dims))}),  # type: ignore[arg-type]
+        inference=InferencePlan(mirror_axes=tuple(range(dims))),
+    )
+    plan = Plan(
+        dataset="toy",
+        preset="default",
+        vram_gb=8,
+        fingerprint_digest="0" * 12,
+        channels=(Channel(name="MR"),),
+        labels=SCHEMA,
+        configurations={"3d_fullres": configuration},
+    )
+    weights = build(configuration.network, seed=seed).state_dict()
+    return Model(weights, ModelCard(plan=plan, configuration="3d_fullres", fold=0, digest=plan.digest()))
+
+
+def toy_volume(shape: tuple[int, int, int] = (13, 18, 9), spacing: tuple[float, ...] = (1.3, 1.0, 3.0)) -> Volume:
+    rng = np.random.default_rng(0)
+    array = np.zeros((1, *shape), np.float32)
+    # A border of zeros is cropped away, and a smooth image keeps class regions larger than a voxel.
+    inner = tuple(slice(1, size - 1) if size > 4 else slice(None) for size in shape)
+    array[(0, *inner)] = rng.normal(size=array[(0, *inner)].shape) + 5
+    affine = np.diag([-spacing[0], spacing[1], -spacing[2], 1.0])
+    return Volume(array, Geometry(shape, affine))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("spacing", [(2.0, 1.5, 1.0), (9.0, 1.5, 1.0), (3.0, 1.0, 1.3), (1.0, 0.7, 0.8)])
+def test_streaming_equals_resampling_all_logits_at_once(
+    dims: int, spacing: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoseg.inference.export._CHUNK_VOXELS", 600)
+    model = toy_model(dims=dims, spacing=spacing)
+    predictor = Predictor([model], device="cpu", precision="fp32")
+    prepared = predictor.prepare(toy_volume())
+    with torch.inference_mode():
+        axis, stream = predictor.logits(prepared)
+        slabs = [logits for _, _, logits in stream]
+    trail, plan = prepared.trail, predictor.settings.preprocess
+    logits = torch.cat(slabs, dim=axis + 1).numpy()
+    assert logits.shape == (3, *trail.resampled_shape)
+    whole = resample_image(
+        logits, trail.crop_shape, trail.planned_spacing_mm, trail.source_spacing_mm, order=plan.logits_order
+    )
+    expected = invert(SCHEMA.decode_table()[whole.argmax(axis=0)], trail)
+    result = predictor.segment(prepared)
+    assert result.dtype == np.uint16
+    assert set(np.unique(result)) <= {0, 7, 300}
+    assert len(np.unique(result)) > 1
+    assert np.mean(result != expected) < 1e-3  # float32 sums in another order may break a tie
+
+
+def test_labels_land_on_the_voxels_they_belong_to() -> None:
+    """Logits that copy a marked corner of the prepared image come out at that corner of the file."""
+    predictor = Predictor([toy_model(spacing=(3.0, 1.0, 1.3))], device="cpu", precision="fp32")
+    volume = toy_volume()
+    prepared = predictor.prepare(volume)
+    marked = np.zeros((3, *prepared.image.shape[1:]), np.float32)
+    marked[0] = 0.5
+    marked[2, :, :, -3:] = 1.0
+    plan = predictor.settings.preprocess
+    result = labels_from_stream(iter([(0, 7, torch.from_numpy(marked))]), 0, prepared.trail, plan, SCHEMA)
+    # Network axis 2 is canonical x, which runs against the file's first axis; the crop leaves the border out.
+    expected = np.zeros(volume.geometry.shape, np.uint16)
+    expected[1:4, 1:-1, 1:-1] = 300
+    assert np.array_equal(result, expected)
+
+
+def test_full_mirroring_makes_predictions_equivariant_to_flips() -> None:
+    predictor = Predictor([toy_model(seed=3)], device="cpu", precision="fp32", tta="full")
+    image = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for axis in range(3):
+            flipped = predictor._forward(image.flip(axis + 2)).flip(axis + 2)
+            torch.testing.assert_close(flipped, predictor._forward(image), atol=1e-5, rtol=1e-5)
+
+
+def test_mirroring_averages_every_combination_once() -> None:
+    assert mirror_combinations((0, 2)) == ((), (0,), (2,), (0, 2))
+    assert len(mirror_combinations((0, 1, 2))) == 8
+    seen: list[torch.Tensor] = []
+
+    def forward(tiles: torch.Tensor) -> torch.Tensor:
+        seen.append(tiles)
+        return tiles * len(seen)
+
+    tiles = torch.arange(8.0).reshape(1, 1, 2, 2, 2)
+    result = mirrored(forward, (0, 2))(tiles)
+    assert len({tuple(item.flatten().tolist()) for item in seen}) == 4
+    torch.testing.assert_close(result, tiles * 2.5)
+    assert mirrored(forward, ()) is forward
+
+
+def test_models_are_averaged_before_the_winner_is_taken() -> None:
+    models = [toy_model(seed=seed) for seed in (0, 1)]
+    volume = toy_volume()
+    streams = []
+    for members in (models, models[:1], models[1:]):
+        predictor = Predictor(members, device="cpu", precision="fp32")
+        with torch.inference_mode():
+            _, stream = predictor.logits(predictor.prepare(volume))
+            streams.append(torch.cat([logits.flatten() for _, _, logits in stream]))
+    torch.testing.assert_close(streams[0], (streams[1] + streams[2]) / 2, atol=1e-5, rtol=1e-5)
+
+
+def test_bf16_agrees_with_fp32() -> None:
+    volume = toy_volume((20, 22, 24), (1.0, 1.5, 2.0))
+    fp32, bf16 = (
+        Predictor([toy_model(seed=2)], device="cpu", precision=precision)(volume) for precision in ("fp32", "bf16")
+    )
+    assert np.mean(fp32 == bf16) > 0.97
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 40, 2), (30, 5, 1)])
+def test_images_far_from_the_patch_size_are_segmented(shape: tuple[int, int, int]) -> None:
+    for dims in (2, 3):
+        result = Predictor([toy_model(dims=dims)], device="cpu", precision="fp32")(toy_volume(shape))
+        assert result.shape == shape
+
+
+def test_models_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(ModelError, match="differ in preprocessing"):
+        Predictor([toy_model(), toy_model(spacing=(1.0, 1.0, 1.0))], device="cpu")
+    with pytest.raises(ModelError, match="no model"):
+        Predictor([], device="cpu")
+    with pytest.raises(ConfigError, match="overlap"):
+        Predictor([toy_model()], device="cpu", overlap=1.0)
+
+
+def write_cases(folder: Path, names: tuple[str, ...]) -> list[Case]:
+    folder.mkdir()
+    cases = []
+    for name in names:
+        volume = toy_volume()
+        write_image(folder / f"{name}.nii.gz", volume.array[0], volume.geometry)
+        cases.append(Case(id=name, images=(str(folder / f"{name}.nii.gz"),)))
+    return cases
+
+
+def test_a_failing_case_does_not_stop_the_others(tmp_path: Path) -> None:
+    cases = write_cases(tmp_path / "in", ("a", "b", "c", "d"))
+    Path(cases[1].images[0]).write_bytes(b"not an image")
+    outcome = predict_cases([toy_model()], cases, tmp_path / "out", device="cpu", precision="fp32")
+    assert [path.name for path in outcome.written] == ["a.nii.gz", "c.nii.gz", "d.nii.gz"]
+    assert len(outcome.failures) == 1
+    assert outcome.failures[0].startswith("b: ")
+    with pytest.raises(DatasetError, match="1 of 4 cases"):
+        outcome.raise_failures()
+    expected = Predictor([toy_model()], device="cpu", precision="fp32")(read_image(cases[0].images[0]))
+    written = read_image(outcome.written[0])
+    assert np.array_equal(written.array[0], expected)
+    np.testing.assert_array_equal(written.geometry.affine, read_image(cases[0].images[0]).geometry.affine)
+
+
+def test_outputs_never_overwrite_inputs(tmp_path: Path) -> None:
+    cases = write_cases(tmp_path / "in", ("a",))
+    with pytest.raises(ConfigError, match="overwrite"):
+        predict_cases([toy_model()], cases, tmp_path / "in", device="cpu")

@@ -1,0 +1,278 @@
+"""Training goes on where it was stopped, bit for bit, and says why when it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_training
+import torch
+from toy_training import fill_store, toy_plan, train_toy
+
+from autoseg.errors import ConfigError, DatasetError, TrainingDiverged, TrainingInterrupted
+from autoseg.io.model import BEST, load_model
+from autoseg.io.store import CaseStore
+from autoseg.training import checkpoint
+from autoseg.training.records import TrainSettings, read_metrics, read_run, write_metrics
+
+EPOCHS = 3
+STEPS = 6
+TIMEOUT_S = 90.0
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> CaseStore:
+    return fill_store(tmp_path_factory.mktemp("store"))
+
+
+def settings(**fields: object) -> TrainSettings:
+    return TrainSettings(**{"num_epochs": EPOCHS, "device": "cpu", "precision": "fp32", **fields})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(store: CaseStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "fold_0"
+    train_toy(folder, store, settings(), toy_plan(ema_decay=0.9))
+    return folder
+
+
+def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int) -> None:
+    """Until a checkpoint of that step or a later one is there."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        done = [int(item.name) for item in folder.glob("resume/[0-9]*")]
+        if done and max(done) >= step:
+            return
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.002)
+    raise AssertionError(f"no checkpoint of step {step} within {TIMEOUT_S} s")
+
+
+def comparable(folder: Path) -> list[tuple[object, ...]]:
+    return [(r.epoch, r.step, r.train_loss, r.pseudo_dice, r.ema_pseudo_dice) for r in read_metrics(folder)]
+
+
+def test_a_killed_training_ends_with_the_same_bytes(store: CaseStore, uninterrupted: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle of the second epoch; what is started again ends as a run that nobody disturbed."""
+    folder = tmp_path / "fold_0"
+    command = [sys.executable, toy_training.__file__, str(folder), str(store.folder), str(EPOCHS)]
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        wait_for_step(process, folder, STEPS + 2)
+        process.kill()
+    assert not (folder / "weights.json").exists()
+    found = checkpoint.newest(folder)
+    assert found is not None
+    assert found.counters.epoch_steps > 0
+
+    train_toy(folder, store, settings(), toy_plan(ema_decay=0.9))
+    for name in ("weights.safetensors", "best.safetensors"):
+        assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
+    assert comparable(folder) == comparable(uninterrupted)
+
+
+def test_reading_ahead_changes_nothing(store: CaseStore, uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "fold_0"
+    train_toy(folder, store, settings(prefetch=0), toy_plan(ema_decay=0.9))
+    assert (folder / "weights.safetensors").read_bytes() == (uninterrupted / "weights.safetensors").read_bytes()
+
+
+def test_a_corrupt_checkpoint_is_passed_over(
+    store: CaseStore, uninterrupted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "fold_0"
+    train_toy(folder, store, settings(num_epochs=2), toy_plan(ema_decay=0.9))
+    older, newest = sorted((folder / "resume").iterdir())
+    content = bytearray((newest / "state.safetensors").read_bytes())
+    content[-5] ^= 1
+    (newest / "state.safetensors").write_bytes(content)
+    found = checkpoint.newest(folder)
+    assert found is not None
+    assert found.counters.step == int(older.name) == STEPS
+    assert "corrupt" in caplog.text
+
+
+def test_what_training_leaves(store: CaseStore, uninterrupted: Path) -> None:
+    run = read_run(uninterrupted)
+    assert run is not None
+    assert (run.status, run.epochs, run.steps, run.precision) == ("finished", EPOCHS, EPOCHS * STEPS, "fp32")
+    records = read_metrics(uninterrupted)
+    assert [record.step for record in records] == [STEPS * (epoch + 1) for epoch in range(EPOCHS)]
+    assert records[-1].train_loss < records[0].train_loss
+    rates = [record.learning_rate for record in records]
+    assert rates == pytest.approx([0.01 * (1 - epoch / EPOCHS) ** 0.9 for epoch in range(EPOCHS)])
+    model = load_model(uninterrupted)
+    assert model.card.fold == 0
+    assert model.card.provenance["steps"] == EPOCHS * STEPS
+    assert load_model(uninterrupted, BEST).card.digest == model.card.digest
+    assert sorted(item.name for item in uninterrupted.iterdir()) == [
+        "best.json", "best.safetensors", "metrics.jsonl", "resume", "run.json", "weights.json", "weights.safetensors",
+    ]  # fmt: skip
+    assert len(list((uninterrupted / "resume").iterdir())) == checkpoint.KEPT
+
+
+def test_a_finished_fold_is_not_trained_again(store: CaseStore, uninterrupted: Path) -> None:
+    before = (uninterrupted / "weights.safetensors").stat().st_mtime_ns
+    result = train_toy(uninterrupted, store, settings(), toy_plan(ema_decay=0.9))
+    assert (result.did_train, result.steps) == (False, EPOCHS * STEPS)
+    assert (uninterrupted / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_more_epochs_go_on(store: CaseStore, tmp_path: Path) -> None:
+    train_toy(tmp_path, store, settings(num_epochs=1))
+    result = train_toy(tmp_path, store, settings(num_epochs=2))
+    assert (result.epochs, result.steps) == (2, 2 * STEPS)
+    assert len(read_metrics(tmp_path)) == 2
+
+
+def test_restart_forgets(store: CaseStore, tmp_path: Path) -> None:
+    train_toy(tmp_path, store, settings(num_epochs=1))
+    with pytest.raises(ConfigError, match="seed 0, not 1"):
+        train_toy(tmp_path, store, settings(num_epochs=2, seed=1))
+    with pytest.raises(ConfigError, match="another network"):
+        train_toy(tmp_path, store, settings(num_epochs=2), toy_plan(dims=2))
+    result = train_toy(tmp_path, store, settings(num_epochs=1, seed=1, restart=True))
+    assert result.steps == STEPS
+    assert read_metrics(tmp_path)[0].epoch == 0
+
+
+def test_a_budget_is_kept_and_the_rate_decays_to_nothing(store: CaseStore, tmp_path: Path) -> None:
+    began = time.monotonic()
+    result = train_toy(tmp_path, store, settings(num_epochs=None, time_budget_s=3.0), toy_plan())
+    # A shared machine may stall a step; the budget itself is what the schedule is cut to.
+    assert 1.0 < result.seconds < 6.0
+    assert time.monotonic() - began < 8.0
+    assert result.last is not None
+    assert result.last.learning_rate < 0.0015
+    again = train_toy(tmp_path, store, settings(num_epochs=None, time_budget_s=4.0), toy_plan())
+    assert again.steps > result.steps
+    assert again.seconds > result.seconds
+
+
+class FlakyStore:
+    """A store whose cases can be spoilt."""
+
+    def __init__(self, store: CaseStore, bad: str, value: float) -> None:
+        self.store, self.bad, self.value = store, bad, value
+        self.folder = store.folder
+
+    def ids(self) -> tuple[str, ...]:
+        return self.store.ids()
+
+    def open(self, case_id: str) -> object:
+        case = self.store.open(case_id)
+        if case_id == self.bad:
+            return SpoiltCase(case, self.value)
+        return case
+
+
+class SpoiltCase:
+    def __init__(self, case: object, value: float) -> None:
+        self.case, self.value = case, value
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.case, name)
+
+    def read(self, start: object, stop: object) -> object:
+        image, labels = self.case.read(start, stop)  # type: ignore[attr-defined]
+        image[0, 0, 0, 0] = self.value
+        return image, labels
+
+
+def test_nan_stops_with_case_layer_and_value(store: CaseStore, tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged) as stopped:
+        train_toy(tmp_path, FlakyStore(store, "case_2", np.nan), settings())  # type: ignore[arg-type]
+    message = str(stopped.value)
+    assert "case_2: its patch holds" in message
+    assert "layer encoder.0" in message
+    assert "nan" in message
+    run = read_run(tmp_path)
+    assert run is not None
+    assert run.status == "diverged"
+
+
+def test_weights_before_the_divergence_are_kept(store: CaseStore, tmp_path: Path) -> None:
+    train_toy(tmp_path, store, settings(num_epochs=1))
+    good = (tmp_path / "best.safetensors").read_bytes()
+    with pytest.raises(TrainingDiverged):
+        train_toy(tmp_path, FlakyStore(store, "case_1", np.inf), settings(num_epochs=5))  # type: ignore[arg-type]
+    kept = checkpoint.newest(tmp_path)
+    assert kept is not None
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.tensors.values())
+    assert (tmp_path / "best.safetensors").read_bytes() == good
+
+
+def test_an_unreadable_case_is_named_and_nothing_hangs(store: CaseStore, tmp_path: Path) -> None:
+    class Broken(FlakyStore):
+        def open(self, case_id: str) -> object:
+            if case_id == self.bad:
+                raise OSError("the disk has gone")
+            return self.store.open(case_id)
+
+    with pytest.raises(DatasetError, match=r"case_3 .*the disk has gone"):
+        train_toy(tmp_path, Broken(store, "case_3", 0.0), settings())  # type: ignore[arg-type]
+
+
+class InterruptAfter:
+    """Progress that sends a signal to its own process after some steps."""
+
+    def __init__(self, steps: int, number: signal.Signals) -> None:
+        self.left, self.number = steps, number
+
+    def start(self, description: str, total: int | None) -> None: ...
+
+    def advance(self, step: int = 1, note: str = "") -> None:
+        self.left -= step
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+    def finish(self, note: str = "") -> None: ...
+
+
+@pytest.mark.parametrize(("step", "number"), [(STEPS + 2, signal.SIGINT), (2 * STEPS, signal.SIGTERM)])
+def test_a_signal_saves_and_says_so(
+    store: CaseStore, uninterrupted: Path, tmp_path: Path, step: int, number: signal.Signals
+) -> None:
+    """In mid-epoch and at the very end of one (which once made an epoch one step longer)."""
+    with pytest.raises(TrainingInterrupted, match=f"after step {step}; everything is saved"):
+        train_toy(tmp_path, store, settings(), toy_plan(ema_decay=0.9), progress=InterruptAfter(step, number))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not (tmp_path / "lock").exists()
+    train_toy(tmp_path, store, settings(), toy_plan(ema_decay=0.9))
+    assert comparable(tmp_path) == comparable(uninterrupted)
+    assert (tmp_path / "weights.safetensors").read_bytes() == (uninterrupted / "weights.safetensors").read_bytes()
+
+
+def test_two_trainings_of_a_fold_exclude_each_other(store: CaseStore, tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    with pytest.raises(ConfigError, match="in use by process 1 on elsewhere"):
+        train_toy(tmp_path, store, settings())
+
+
+def test_metrics_survive_a_torn_line(store: CaseStore, uninterrupted: Path, tmp_path: Path) -> None:
+    records = read_metrics(uninterrupted)
+    write_metrics(tmp_path, records)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-7])
+    assert read_metrics(tmp_path) == records[:-1]
+
+
+def test_2d_trains_on_slices(store: CaseStore, tmp_path: Path) -> None:
+    result = train_toy(tmp_path, store, settings(num_epochs=1), toy_plan(dims=2))
+    assert result.steps == STEPS
+    assert load_model(tmp_path).card.configuration == "2d"
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_works() -> Iterator[None]:
+    """Whatever pytest's runner did to SIGINT, these tests begin with Python's own handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
