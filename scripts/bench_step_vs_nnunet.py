@@ -41,8 +41,8 @@ def read_plan(args: argparse.Namespace) -> dict:
 
 
 # --- nnU-Net's side --------------------------------------------------------------------------------------------------
-def nnunet_step(args: argparse.Namespace) -> Callable[[], None]:
-    """Return a function that runs one training step of nnU-Net on random data."""
+def nnunet_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict]:
+    """Return a function that runs one training step of nnU-Net on random data, and facts about it."""
     from types import SimpleNamespace
 
     import torch
@@ -102,27 +102,61 @@ def nnunet_step(args: argparse.Namespace) -> Callable[[], None]:
     def step() -> None:
         stepper.train_step(batch)  # ends with loss.cpu(), so it waits for the device
 
-    return step
+    return step, {"precision": "fp16" if args.device == "cuda" else "fp32", "torch": torch.__version__}
 
 
 # --- autoseg's side --------------------------------------------------------------------------------------------------
-def autoseg_step(args: argparse.Namespace) -> Callable[[], None]:
-    """Return a function that runs one training step of autoseg on random data."""
-    import autoseg.training  # noqa: F401
+def autoseg_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict]:
+    """Return a function that runs one training step of autoseg on random data, and facts about it."""
+    import torch
 
-    raise NotImplementedError("autoseg's side of the comparison is not written yet")
+    from autoseg import runtime
+    from autoseg.domain.plan import NetworkPlan, TrainingPlan
+    from autoseg.training.batches import Batch
+    from autoseg.training.learner import Learner
+
+    runtime.configure_allocator()
+    device = runtime.pick_device(args.device)
+    precision = runtime.pick_precision(args.precision, device)
+    plan = read_plan(args)
+    network = NetworkPlan(
+        in_channels=plan["channels"],
+        num_classes=len(plan["labels"]),
+        convs_per_stage_encoder=tuple(plan["n_conv_per_stage"]),
+        convs_per_stage_decoder=tuple(plan["n_conv_per_stage_decoder"]),
+        **{key: as_tuple(plan[key]) for key in ("patch_size", "features_per_stage", "strides", "kernel_sizes")},
+    )
+    training = TrainingPlan(batch_size=plan["batch_size"], batch_dice=plan["batch_dice"])
+    learner = Learner(network, training, device=device, precision=precision, seed=0)
+    size, patch = training.batch_size, network.patch_size
+    images = torch.randn(size, network.in_channels, *patch)
+    labels = torch.randint(network.num_classes, (size, *patch)).to(torch.int16)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        learner.step(Batch(images.to(device), labels.to(device), ("random",) * size), training.learning_rate, done)
+        done += 1  # the step read its loss, so it waited for the device
+
+    return step, {"precision": precision, "torch": torch.__version__}
+
+
+def as_tuple(value: Any) -> Any:
+    """Return nested lists as nested tuples."""
+    return tuple(as_tuple(part) for part in value) if isinstance(value, list) else value
 
 
 # --- child and parent ------------------------------------------------------------------------------------------------
 def child(args: argparse.Namespace) -> None:
-    """Serve one side: for each number read from standard input run that many steps and answer with their seconds."""
+    """Serve one side: tell facts, then for each number read run that many steps and answer with their seconds."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed goes to standard error
     import torch
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    step = {"nnunet": nnunet_step, "autoseg": autoseg_step}[args.child](args)
+    step, facts = {"nnunet": nnunet_step, "autoseg": autoseg_step}[args.child](args)
+    print(json.dumps(facts), file=answers, flush=True)
     for line in sys.stdin:
         seconds = []
         for _ in range(int(line)):
@@ -142,14 +176,19 @@ def start(side: str, python: str, args: argparse.Namespace) -> subprocess.Popen:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def ask(side: str, process: subprocess.Popen, steps: int) -> list[float]:
-    """Let one side run some steps; return their seconds."""
-    process.stdin.write(f"{steps}\n")
-    process.stdin.flush()
+def answer(side: str, process: subprocess.Popen) -> Any:
+    """Read one line of JSON from one side."""
     line = process.stdout.readline()
     if not line:
         sys.exit(f"the {side} side ended with status {process.wait()}")
     return json.loads(line)
+
+
+def ask(side: str, process: subprocess.Popen, steps: int) -> list[float]:
+    """Let one side run some steps; return their seconds."""
+    process.stdin.write(f"{steps}\n")
+    process.stdin.flush()
+    return answer(side, process)
 
 
 def parent(args: argparse.Namespace) -> dict:
@@ -157,7 +196,10 @@ def parent(args: argparse.Namespace) -> dict:
     given = {"nnunet": args.python_nnunet, "autoseg": args.python_autoseg}
     processes = {side: start(side, python, args) for side, python in given.items() if python}
     seconds: dict[str, list[list[float]]] = {side: [] for side in processes}
+    facts = {}
     try:
+        for side, process in processes.items():
+            facts[side] = answer(side, process)
         for side, process in processes.items():
             ask(side, process, args.warm_up)
         for number in range(args.rounds):
@@ -173,13 +215,12 @@ def parent(args: argparse.Namespace) -> dict:
         "configuration": args.configuration,
         "device": args.device,
         "threads": args.threads,
-        "precision_autoseg": args.precision,
         "rounds": args.rounds,
         "steps_per_round": args.steps,
     }
     medians = {side: [statistics.median(part) for part in parts] for side, parts in seconds.items()}
     for side, parts in seconds.items():
-        result[side] = {
+        result[side] = facts[side] | {
             "median_seconds_per_step": round(statistics.median(medians[side]), 4),
             "seconds": [[round(value, 4) for value in part] for part in parts],
         }

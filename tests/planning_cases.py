@@ -58,10 +58,10 @@ def load_golden(name: str) -> dict[str, Any]:
 
 @st.composite
 def fingerprints(draw: st.DrawFn, max_cases: int = 4) -> Fingerprint:
-    """Data sets with spacings of 0.1 to 10 mm and 4 to 500 voxels an axis, alike or mixed, with 1 to 40 classes."""
+    """Data sets with spacings of 0.1 to 10 mm and 4 to 300 voxels an axis, alike or mixed, with 1 to 40 classes."""
     base = [draw(st.floats(0.1, 10.0)) for _ in range(3)]
     spread = draw(st.sampled_from([1.0, 1.0, 1.3, 3.0]))
-    size = [draw(st.integers(4, 400)) for _ in range(3)]
+    size = [draw(st.integers(4, 250)) for _ in range(3)]
     count = draw(st.integers(1, max_cases))
     spacings = [[value * draw(st.floats(1.0, spread)) for value in base] for _ in range(count)]
     shapes = [[max(1, round(value * draw(st.floats(0.8, 1.25)))) for value in size] for _ in range(count)]

@@ -84,7 +84,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         caption="Mean foreground Dice: " + ("undefined" if mean is None else f"{mean:.4f}"),
     )
     for title in header:
-        shown.add_column(title)
+        shown.add_column(title, overflow="fold")
     for row in rows:
         shown.add_row(*row)
     return shown

@@ -15,6 +15,9 @@ IGNORE_INDEX = -1
 
 SCHEMA_VERSION = 1
 
+_UNDECLARED = -2
+"""Marks label values that the schema does not know, while encoding."""
+
 
 class Channel(Value):
     """One input channel, by its name in the data set ("T1", "CT", ...)."""
@@ -94,17 +97,26 @@ class LabelSchema(Value):
         Raises:
             ValueError: A value is not declared.
         """
-        found = np.unique(labels)
-        unknown = sorted({int(value) for value in found} - self.declared_values)
-        if unknown:
-            raise ValueError(f"undeclared label values {unknown}; declared are {sorted(self.declared_values)}")
-        out = np.zeros(labels.shape, np.int16)
+        if not labels.size:
+            return np.zeros(labels.shape, np.int16)
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high > max(self.declared_values):
+            found = {int(value) for value in np.unique(labels)}
+            raise ValueError(self._undeclared(found - self.declared_values))
+        table = np.full(high + 1, _UNDECLARED, np.int16)
+        table[0] = 0
         for index, item in enumerate(self.classes, start=1):
-            for value in item.values:
-                out[labels == value] = index
-        if self.ignore is not None:
-            out[labels == self.ignore] = IGNORE_INDEX
+            table[[value for value in item.values if value <= high]] = index
+        if self.ignore is not None and self.ignore <= high:
+            table[self.ignore] = IGNORE_INDEX
+        # A table look-up passes over the voxels once, however many classes there are.
+        out: NDArray[np.int16] = table[labels]
+        if int(out.min()) == _UNDECLARED:
+            raise ValueError(self._undeclared({int(value) for value in np.unique(labels[out == _UNDECLARED])}))
         return out
+
+    def _undeclared(self, values: set[int]) -> str:
+        return f"undeclared label values {sorted(values)}; declared are {sorted(self.declared_values)}"
 
     def decode_table(self) -> NDArray[np.uint16] | NDArray[np.uint8]:
         """The label value of every class index, as a table to index with: uint8 where all values fit, else uint16."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,36 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 _DETACHED = (".nhdr", ".mhd")
 _HEADER_LIMIT_BYTES = 1 << 16
-_UNCOMPRESSED = re.compile(rb"^(encoding:\s*raw|CompressedData\s*=\s*False)\s*$", re.IGNORECASE | re.MULTILINE)
-_DATA_FILE = re.compile(rb"^(?:data ?file:\s*|ElementDataFile\s*=\s*)(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
+_CHUNK_BYTES = 1 << 18
+_ANY_DEFLATE_HEADER = 47
+"""zlib's window bits that take both zlib and gzip headers. Source: zlib's manual, inflateInit2."""
+
+
+def _line(pattern: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb"^" + pattern + rb"[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
+
+
+# The keys of the two headers that say where and how the voxels are stored.
+# Source: "Definition of the NRRD file format", sections 4 and 5; MetaIO documentation, "MetaImage tags".
+_NRRD_HEADER_END = re.compile(rb"\r?\n\r?\n")
+_NRRD_DATA_FILE = _line(rb"data ?file:[ \t]*(.+?)")
+_NRRD_ENCODING = _line(rb"encoding:[ \t]*(\S+)")
+_NRRD_SKIP = _line(rb"(?:byte|line) ?skip:[ \t]*-?[1-9]\d*")
+_META_DATA_FILE = _line(rb"ElementDataFile[ \t]*=[ \t]*(.+?)")
+_META_BINARY = _line(rb"BinaryData[ \t]*=[ \t]*True")
+_META_COMPRESSED = _line(rb"CompressedData[ \t]*=[ \t]*True")
+_META_SKIP = _line(rb"HeaderSize[ \t]*=[ \t]*-?[1-9]\d*")
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK would write them to stderr by itself; errors still come
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredVoxels:
+    """Where the voxels lie: a file, the bytes before them, and "raw", "deflate" or "other"."""
+
+    path: Path
+    offset: int
+    encoding: str
 
 
 def read_itk_header(path: Path) -> ImageHeader:
@@ -38,7 +66,7 @@ def read_itk_header(path: Path) -> ImageHeader:
         DatasetError: The header cannot be read, or promises more voxels than the file holds.
         GeometryError: The grid is degenerate.
     """
-    return _header(path, _open(path))
+    return _header(path, _open(path))[0]
 
 
 def read_itk(path: Path) -> tuple[NDArray[Any], ImageHeader]:
@@ -49,7 +77,8 @@ def read_itk(path: Path) -> tuple[NDArray[Any], ImageHeader]:
         GeometryError: The grid is degenerate.
     """
     reader = _open(path)
-    header = _header(path, reader)
+    header, stored_bytes = _header(path, reader)
+    _verify(path, stored_bytes)
     try:
         image = reader.Execute()
     except RuntimeError as problem:
@@ -83,7 +112,7 @@ def _reason(problem: RuntimeError) -> str:
     return re.sub(r"^.*?:\s", "", lines[-1]).rstrip(".") if lines else "no reason given"
 
 
-def _header(path: Path, reader: Any) -> ImageHeader:
+def _header(path: Path, reader: Any) -> tuple[ImageHeader, int]:
     size = tuple(int(item) for item in reader.GetSize())
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     components = int(reader.GetNumberOfComponents())
@@ -92,7 +121,8 @@ def _header(path: Path, reader: Any) -> ImageHeader:
         raise DatasetError(f"{path}: voxels of type {kind} cannot be used; they must be integers or real numbers")
     if len(size) > 4 or (len(size) == 4 and components > 1):
         raise DatasetError(f"{path}: images with {len(size)} axes of {components} components are not supported")
-    _require_voxels(path, math.prod(size) * components * int(bits[1]) // 8)
+    stored_bytes = math.prod(size) * components * int(bits[1]) // 8
+    _require_room(path, stored_bytes)
     if len(size) == 4:
         components = size[3]
     shape = (*size, 1)[:3] if len(size) < 4 else size[:3]
@@ -101,7 +131,7 @@ def _header(path: Path, reader: Any) -> ImageHeader:
         geometry = Geometry((shape[0], shape[1], shape[2]), affine, is_2d=len(size) == 2)
     except GeometryError as problem:
         raise GeometryError(f"{path}: {problem.message}", hint=problem.hint) from None
-    return ImageHeader(geometry, components, kind)
+    return ImageHeader(geometry, components, kind), stored_bytes
 
 
 def _affine(reader: Any, dimensions: int) -> NDArray[np.float64]:
@@ -117,19 +147,65 @@ def _affine(reader: Any, dimensions: int) -> NDArray[np.float64]:
     return affine
 
 
-def _require_voxels(path: Path, promised_bytes: int) -> None:
-    """Hold the header's promise against the file with the voxels, which may lie beside the header."""
+def _stored_voxels(path: Path) -> _StoredVoxels:
+    """Find where the voxels lie and how they are stored, by the text of the header."""
     with path.open("rb") as stream:
         head = stream.read(_HEADER_LIMIT_BYTES)
-    named = _DATA_FILE.search(head)
-    data = path
-    if named is not None and named[1].upper() not in (b"LOCAL", b"LIST") and b"%" not in named[1]:
-        data = path.parent / named[1].decode("utf-8", "replace")
-        if not data.is_file():
-            raise DatasetError(f"{path}: the file with its voxels, {data.name}, is missing")
-    compressed = _UNCOMPRESSED.search(head) is None
-    if data == path or data.is_file():
-        require_room(data, promised_bytes, compressed=compressed)
+    is_nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
+    named = (_NRRD_DATA_FILE if is_nrrd else _META_DATA_FILE).search(head)
+    encoding = _nrrd_encoding(head) if is_nrrd else _meta_encoding(head)
+    if named is None or named[1].upper() == b"LOCAL":
+        end = _NRRD_HEADER_END.search(head) if is_nrrd else named
+        offset = end.end() if end is not None else 0
+        return _StoredVoxels(path, offset if is_nrrd else offset + 1, encoding)
+    if named[1].upper().startswith(b"LIST") or b"%" in named[1] or b" " in named[1]:
+        return _StoredVoxels(path, 0, "other")  # several files; SimpleITK finds them
+    data = path.parent / named[1].decode("utf-8", "replace")
+    if not data.is_file():
+        raise DatasetError(f"{path}: the file with its voxels, {data.name}, is missing")
+    return _StoredVoxels(data, 0, encoding)
+
+
+def _nrrd_encoding(head: bytes) -> str:
+    found = _NRRD_ENCODING.search(head)
+    name = found[1].lower() if found is not None else b""
+    if _NRRD_SKIP.search(head) is not None:
+        return "other"
+    return {b"raw": "raw", b"gzip": "deflate", b"gz": "deflate"}.get(name, "other")
+
+
+def _meta_encoding(head: bytes) -> str:
+    if _META_SKIP.search(head) is not None or _META_BINARY.search(head) is None:
+        return "other"
+    return "deflate" if _META_COMPRESSED.search(head) is not None else "raw"
+
+
+def _require_room(path: Path, promised_bytes: int) -> None:
+    stored = _stored_voxels(path)
+    if stored.encoding == "other":
+        require_room(stored.path, promised_bytes, compressed=True)
+    else:
+        require_room(stored.path, promised_bytes, offset=stored.offset, compressed=stored.encoding == "deflate")
+
+
+def _verify(path: Path, promised_bytes: int) -> None:
+    """Unpack deflated voxels once for their checksum and their number: ITK hands out damaged ones without a word."""
+    stored = _stored_voxels(path)
+    if stored.encoding != "deflate":
+        return
+    unpacker = zlib.decompressobj(_ANY_DEFLATE_HEADER)
+    count = 0
+    try:
+        with stored.path.open("rb") as stream:
+            stream.seek(stored.offset)
+            while not unpacker.eof and (chunk := stream.read(_CHUNK_BYTES)):
+                count += len(unpacker.decompress(chunk))
+    except zlib.error as problem:
+        raise broken(path, f"the voxels cannot be unpacked, the file is damaged ({problem})") from None
+    if not unpacker.eof or count < promised_bytes:
+        raise broken(
+            path, f"the file is damaged or truncated: the packed voxels end at {count:,} of {promised_bytes:,} bytes"
+        )
 
 
 def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:

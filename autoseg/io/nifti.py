@@ -161,7 +161,8 @@ def _voxels(path: Path, offset: int, count: int, dtype: np.dtype[Any]) -> NDArra
         with cast(IO[bytes], opener(path, "rb")) as stream:
             stream.seek(offset)
             data = _at_most(stream, size)
-            stream.read(1)
+            while stream.read(CHUNK_BYTES):
+                pass
     except _STREAM_PROBLEMS as problem:
         raise broken(
             path, f"the voxels cannot be read, the file is damaged or truncated ({_one_line(problem)})"

@@ -9,6 +9,8 @@ would be resampled for nothing.
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,12 @@ _PICTURE_PROBLEMS = (
     KeyError,
     IndexError,
     RuntimeError,
+    # tifffile looks at tags when they are used, so damaged ones come as whatever Python makes of them.
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
 )
 
 
@@ -84,6 +92,9 @@ def read_picture(path: Path) -> tuple[NDArray[Any], ImageHeader]:
         pixels = pixels.astype(pixels.dtype.newbyteorder("="))
     if pixels.ndim == 2:
         pixels = pixels[..., np.newaxis]
+    expected = (header.shape[1], header.shape[0], header.components)
+    if pixels.shape != expected or pixels.dtype.kind not in "iuf":
+        raise broken(path, f"the pixels are {pixels.dtype} of shape {pixels.shape}, the header says {expected}")
     return pixels.transpose(2, 1, 0)[..., np.newaxis], header
 
 

@@ -13,7 +13,7 @@ from autoseg.pipeline.cases import SILENT
 from autoseg.pipeline.planning import check, plan
 from autoseg.pipeline.training import train
 from autoseg.report.page import write_report
-from autoseg.runtime import Progress
+from autoseg.runtime import Progress, num_cpus
 
 
 def evaluate(predictions: Path, reference: Path, *, progress: Progress = SILENT) -> Evaluation:
@@ -22,7 +22,7 @@ def evaluate(predictions: Path, reference: Path, *, progress: Progress = SILENT)
     Raises:
         DatasetError: Files that do not fit each other, all of them.
     """
-    return evaluate_folder(predictions, reference, progress=progress)
+    return evaluate_folder(predictions, reference, workers=num_cpus(), progress=progress)
 
 
 def report(run_path: Path) -> Path:

@@ -21,7 +21,7 @@ from autoseg.io.store import CaseStore
 from autoseg.pipeline.cases import SILENT, labels_of, map_cases
 from autoseg.planning.overrides import apply_overrides
 from autoseg.preprocessing.prepare import cache_digest, prepare_case
-from autoseg.runtime import Progress
+from autoseg.runtime import Progress, num_cpus
 from autoseg.training import records
 from autoseg.training.trainer import train_fold
 
@@ -197,6 +197,7 @@ def validate_fold(
         [(case.id, validation / f"{case.id}{dataset.file_ending}", labels_of(case)) for case in cases],
         dataset.labels,
         tolerance_of(run_folder.read_fingerprint()),
+        workers=num_cpus(),
         progress=progress,
     )
     facts = {

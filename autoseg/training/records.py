@@ -20,6 +20,11 @@ CHECKPOINT_INTERVAL_S = 60.0
 PREFETCH_STEPS = 3
 """Steps read ahead: enough to hide a slow read, little enough to cost no memory."""
 
+Fold = int | Literal["all"]
+"""Number of a fold, or every case at once."""
+
+Status = Literal["running", "finished", "interrupted", "diverged"]
+
 METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"
 
@@ -101,14 +106,14 @@ class RunRecord(Value):
 
     schema_version: int = SCHEMA_VERSION
     configuration: str
-    fold: int | Literal["all"]
+    fold: Fold
     plan_digest: str
     seed: int
     num_epochs: int | None
     time_budget_s: float | None
     device: str
     precision: str
-    status: Literal["running", "finished", "interrupted", "diverged"]
+    status: Status
     num_training_cases: int
     num_validation_cases: int
     validation_patches: int | None = None

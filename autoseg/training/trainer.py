@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 
@@ -15,7 +16,7 @@ from autoseg.domain.plan import Configuration, Plan
 from autoseg.domain.values import digest_of
 from autoseg.errors import ConfigError, DeviceMemoryError, TrainingInterrupted
 from autoseg.io.files import Lock
-from autoseg.io.model import BEST, WEIGHTS, ModelCard, save_model
+from autoseg.io.model import BEST, WEIGHTS
 from autoseg.runtime import NoProgress, Progress
 from autoseg.training import checkpoint, validation
 from autoseg.training.batches import BatchReader, Prefetcher, assemble
@@ -23,17 +24,18 @@ from autoseg.training.checkpoint import Checkpoint, Counters
 from autoseg.training.diagnosis import diagnose
 from autoseg.training.interrupt import StopRequest
 from autoseg.training.learner import Learner
+from autoseg.training.outputs import FoldOutputs
 from autoseg.training.records import (
     METRICS_FILE,
     RUN_FILE,
     EpochRecord,
-    RunRecord,
+    Fold,
+    Status,
     TrainResult,
     TrainSettings,
     read_metrics,
     read_run,
     write_metrics,
-    write_run,
 )
 from autoseg.training.sampling import CasePool, PatchStore, Sampler, patch_box
 from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Schedule
@@ -41,8 +43,6 @@ from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Sched
 log = logging.getLogger("autoseg")
 
 LOCK_FILE = "lock"
-
-Fold = int | Literal["all"]
 
 
 def train_fold(
@@ -113,10 +113,9 @@ def resolve_length(plan: Configuration, settings: TrainSettings, device: torch.d
     """Settings with a length: without one, the plan's budget on a CPU and its epochs elsewhere."""
     if settings.num_epochs is not None or settings.time_budget_s is not None:
         return settings
-    fields = {name: getattr(settings, name) for name in TrainSettings.__slots__}
     if device.type == "cpu":
-        return TrainSettings(**{**fields, "time_budget_s": plan.training.cpu_time_budget_s})
-    return TrainSettings(**{**fields, "num_epochs": plan.training.num_epochs})
+        return replace(settings, time_budget_s=plan.training.cpu_time_budget_s)
+    return replace(settings, num_epochs=plan.training.num_epochs)
 
 
 class _Training:
@@ -135,7 +134,7 @@ class _Training:
         clock: Clock,
         progress: Progress,
     ) -> None:
-        self.folder, self.plan, self.configuration, self.fold = folder, plan, configuration, fold
+        self.folder, self.plan, self.where = folder, plan, f"fold {fold} of {configuration}"
         self.clock, self.progress = clock, progress
         self.part = plan.configurations[configuration]
         self.device = runtime.pick_device(settings.device)
@@ -155,7 +154,11 @@ class _Training:
             network_digest=digest_of(self.part.network.model_dump(mode="json")),
             seed=settings.seed,
         )
-        self.train_ids, self.validation_ids = train_ids, validation_ids
+        self.outputs = FoldOutputs(
+            folder, plan, configuration, fold, self.settings, self.device, self.precision, len(train_ids),
+            len(validation_ids), runtime.environment(),
+        )
+        self.validation_ids = validation_ids
         self.train_reader = self._reader(store, train_ids, runtime.STAGE_SAMPLE)
         self.validation_reader = self._reader(store, validation_ids, runtime.STAGE_VALIDATE)
         self.validation_patches = self.before.validation_patches if self.before else None
@@ -185,7 +188,7 @@ class _Training:
         self._go_on()
         total = self.schedule.total_steps
         self.progress.start(
-            f"train {self.configuration} fold {self.fold}", total if total is not None else round(self._budget_s())
+            f"train {self.where}", total if total is not None else round(self._budget_s())
         )
         self.progress.advance(self._progress_made())
         self._write_run("running")
@@ -328,26 +331,25 @@ class _Training:
             write_metrics(self.folder, ())
             return
         stored, fresh = found.counters, self.counters
-        where = f"fold {self.fold} of {self.configuration}"
         if stored.network_digest != fresh.network_digest:
             raise ConfigError(
-                f"{where} was trained with another network than the plan has now",
+                f"{self.where} was trained with another network than the plan has now",
                 hint="Use --restart to train it anew, or plan as before.",
             )
         if stored.seed != fresh.seed:
             raise ConfigError(
-                f"{where} was trained with seed {stored.seed}, not {fresh.seed}",
+                f"{self.where} was trained with seed {stored.seed}, not {fresh.seed}",
                 hint="Use --restart to train it anew, or the same seed.",
             )
         if stored.configuration_digest != fresh.configuration_digest:
-            log.warning("%s goes on with settings that differ from those of its first part", where)
+            log.warning("%s goes on with settings that differ from those of its first part", self.where)
         self.learner.restore(found.tensors, (stored.loss_scale, stored.loss_scale_growth))
         self.counters = stored.model_copy(update={"configuration_digest": fresh.configuration_digest})
         self.clock.used_before_s = stored.used_s
         self.saved_at_s = self.clock.used_s()
         self.records = tuple(record for record in read_metrics(self.folder) if record.step <= stored.step)
         write_metrics(self.folder, self.records)
-        log.info("%s goes on at step %d, after %.0f s of training", where, stored.step, stored.used_s)
+        log.info("%s goes on at step %d, after %.0f s of training", self.where, stored.step, stored.used_s)
 
     def _save(self) -> None:
         began = time.monotonic()
@@ -363,7 +365,7 @@ class _Training:
         self._write_run("interrupted")
         self.progress.finish("interrupted")
         raise TrainingInterrupted(
-            f"training of fold {self.fold} of {self.configuration} was interrupted after step {self.counters.step}; "
+            f"training of {self.where} was interrupted after step {self.counters.step}; "
             "everything is saved",
             hint="The same command goes on from here.",
         )
@@ -371,53 +373,10 @@ class _Training:
     # --- Results ---------------------------------------------------------------------------------------------------
 
     def _write_model(self, name: str) -> None:
-        card = ModelCard(
-            plan=self.plan,
-            configuration=self.configuration,
-            fold=self.fold,
-            digest=self.plan.digest(),
-            versions=runtime.versions(),
-            provenance={
-                "trained_by": "autoseg",
-                "weights": "running mean" if self.part.training.ema_decay > 0 else "last step",
-                "epochs": self.counters.epoch,
-                "steps": self.counters.step,
-                "seconds": round(self.clock.used_s(), 1),
-                "seed": self.settings.seed,
-                "precision": self.precision,
-                "num_training_cases": len(self.train_ids),
-            },
-        )
-        save_model(self.folder, self.learner.weights, card, name=name)
+        self.outputs.write_model(name, self.learner.weights, self.counters, self.clock.used_s())
 
-    def _write_run(self, status: Literal["running", "finished", "interrupted", "diverged"]) -> None:
-        counters = self.counters
-        on_gpu = self.device.type == "cuda"
-        write_run(
-            self.folder,
-            RunRecord(
-                configuration=self.configuration,
-                fold=self.fold,
-                plan_digest=self.plan.digest(),
-                seed=self.settings.seed,
-                num_epochs=self.settings.num_epochs,
-                time_budget_s=self.settings.time_budget_s,
-                device=self.device.type,
-                precision=self.precision,
-                status=status,
-                num_training_cases=len(self.train_ids),
-                num_validation_cases=len(self.validation_ids),
-                validation_patches=self.validation_patches,
-                epochs=counters.epoch,
-                steps=counters.step,
-                seconds=round(self.clock.used_s(), 3),
-                seconds_per_step=counters.step_s or None,
-                best_epoch=counters.best_epoch,
-                best_ema_pseudo_dice=counters.best_ema_pseudo_dice,
-                peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else runtime.peak_memory_bytes(),
-                environment=runtime.environment(),
-            ),
-        )
+    def _write_run(self, status: Status) -> None:
+        self.outputs.write_run(status, self.counters, self.clock.used_s(), self.validation_patches)
 
     def _result(self, *, did_train: bool) -> TrainResult:
         if not did_train and self.before is not None:

@@ -69,7 +69,6 @@ def test_json_takes_a_file_only_when_it_ends_in_json(words: list[str], filled: l
         (["plan", "--no-such-option"], 2, "No such option"),
         (["no-such-command"], 2, "No such command"),
         (["plan", "nowhere", "--out", "run"], 3, "nowhere"),
-        (["check", "nowhere"], 3, "nowhere"),
         (["train", "nowhere"], 2, "not a planned run"),
         (["report", "nowhere"], 2, "not a planned run"),
         (["predict", "nowhere", "x.nii.gz", "--out", "out"], 5, "nowhere"),
@@ -100,3 +99,15 @@ def test_info_names_versions_as_json(capsys: pytest.CaptureFixture[str]) -> None
 
     assert main(["info", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_check_lists_findings_on_stdout_and_exits_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "nowhere", "--json"]) == 3
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert [item["severity"] for item in findings] == ["error"]
+    assert "nowhere" in findings[0]["message"] + findings[0]["file"]

@@ -154,9 +154,19 @@ def test_the_slice_with_most_errors_is_shown(run: RunFolder) -> None:
     assert {contour.kind for contour in found[0].contours} == {"reference", "prediction"}
 
 
+def corners_of(path: str) -> list[tuple[int, int]]:
+    """The corners of a path of one ring, by following its steps."""
+    numbers = np.array([int(number) for number in re.findall(r"-?\d+", path)]).reshape(-1, 2)
+    return [tuple(point) for point in np.cumsum(numbers, axis=0).tolist()]
+
+
 def test_an_outline_runs_around_its_pixels() -> None:
+    """In half pixels: the middles of the four edges of a pixel; long straight edges are one step."""
     mask = np.zeros((4, 5), np.bool_)
     mask[1, 2] = True
-    points = {tuple(map(float, point.split())) for point in re.split("[MLZ]", _outline(mask)) if point}
-    assert points == {(2.0, 1.5), (3.0, 1.5), (2.5, 1.0), (2.5, 2.0)}
+    assert set(corners_of(_outline(mask))) == {(4, 3), (6, 3), (5, 2), (5, 4)}
+    bar = np.zeros((3, 40), np.bool_)
+    bar[1, 5:35] = True
+    assert set(corners_of(_outline(bar))) >= {(10, 3), (11, 2), (69, 2), (70, 3), (69, 4), (11, 4)}
+    assert len(corners_of(_outline(bar))) <= 7
     assert _outline(np.zeros((3, 3), np.bool_)) == ""

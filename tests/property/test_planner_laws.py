@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from math import prod
 from typing import Any
 
@@ -20,7 +20,7 @@ from autoseg.planning.presets import PRESETS
 from autoseg.planning.spacing import choose_spacing, order_axes, resampled_median_shape
 from autoseg.planning.topology import Topology, find_topology
 
-EXAMPLES = settings(max_examples=60)
+EXAMPLES = settings(max_examples=15)
 budgets = st.sampled_from([0.5, 1.0, 2.0, 4.0, 8.0, 11.0, 24.0, 80.0])
 presets = st.sampled_from(sorted(PRESETS))
 
@@ -60,7 +60,7 @@ def test_patch_is_divisible_by_its_strides_and_two_of_them_fit(
     for item in plan.configurations.values():
         network = item.network
         assert all(size % divisor == 0 for size, divisor in zip(network.patch_size, network.divisors, strict=True))
-        assert set(prod(network.strides, start=())) <= {1, 2}
+        assert all(step in (1, 2) for stride in network.strides for step in stride)
         capacity = rules.activation_limit(network.dims, vram_gb) * rules.reference_batch(network.dims)
         count = sample_count(item, network.num_classes, preset)
         assert count * rules.smallest_batch <= capacity * (1 + 1e-12)
@@ -141,6 +141,7 @@ def test_permuting_the_axes_permutes_the_plan(
         plan = plan_of(fingerprint, preset, vram_gb)
     except PlanError:
         assume(False)
+    # Of axes that tie, nnU-Net takes the first (spacing) or the last (patch / shape); see the test below.
     assume(not has_ties(fingerprint, preset, vram_gb))
     permuted = fingerprint_of(
         [[row[axis] for axis in order] for row in fingerprint.spacings_mm],
@@ -190,7 +191,7 @@ def test_scaling_all_spacings_by_a_power_of_two_changes_only_the_spacing(
 
 
 def test_counterexample_the_nudge_of_a_thick_axis_does_not_scale() -> None:
-    """Nine cases with slices of 4 mm, two of 0.5 mm, 1 mm in plane: the 10th percentile is below the plane's spacing."""
+    """Nine cases with slices of 4 mm, two of 0.5 mm, 1 mm in plane: the 10th percentile is finer than the plane."""
     rows = [(4.0, 1.0, 1.0)] * 9 + [(0.5, 1.0, 1.0)] * 2
     shapes = [(10, 64, 64)] * 11
     for factor in (1.0, 2.0**-10):
@@ -225,27 +226,31 @@ def test_a_larger_budget_never_shrinks_the_patch_of_a_real_data_set(name: str) -
         {key: item.network.patch_size for key, item in plan_of(fingerprint, "nnunet", gb).configurations.items()}
         for gb in (0.25, 0.5, 1, 2, 4, 8, 12, 24, 80)
     ]
-    for less, more in zip(patches, patches[1:], strict=False):
+    for less, more in pairwise(patches):
         for key in set(dims) & set(less):
             assert all(small <= large for small, large in zip(less[key], more[key], strict=True))
 
 
-def test_counterexample_less_memory_can_lengthen_an_axis() -> None:
-    """Shorten 8 to 7 and that axis cannot be halved; the other then can, and 13 is padded to 14.
+@pytest.mark.parametrize(
+    ("spacing", "shape", "limits", "patches"),
+    [
+        # The smallest: 8 voxels at 1.5 mm shorten to 7, which cannot be halved; 9 at 3 mm then can, and become 10.
+        ((1.5, 3.0, 2.0), (11.0, 13.0, 13.0), (111_744, 108_640), ((8, 9, 8), (7, 10, 8))),
+        # The largest that was found, between 1.22 and 1.25 GB.
+        ((3.0, 0.5, 4.0), (97.0, 44.0, 103.0), (87_570_432, 85_137_920), ((64, 32, 72), (64, 28, 80))),
+    ],
+)
+def test_counterexample_less_memory_can_lengthen_an_axis(
+    spacing: Any, shape: Any, limits: tuple[int, int], patches: Any
+) -> None:
+    """nnU-Net's rules: shortening one axis can let another be halved once more, which pads it up.
 
-    The smallest case there is. It takes a budget of kilobytes, and none was found between 2 and 80 GB.
+    Found in 1 % of random 3D geometries, with budgets below 1.3 GB only, and never in 2D; the number of voxels
+    never grew.
     """
-    rules = replace_limit()
-    steps = []
-    for limit in (10**5, 6_800):
-        search = search_patch((8.0, 4.0), (13.0, 8.0), 2, 8.0, rules.model_copy(update={"activations_2d": limit}))
-        steps.append(search.topology.patch_size)
-    assert steps == [(13, 8), (14, 7)]
-
-
-def replace_limit() -> Any:
-    """nnU-Net's rules with one 2D sample a batch, so that limits are counts of one sample."""
-    return PRESETS["nnunet"].model_copy(update={"reference_batch_2d": 2})
+    for limit, patch in zip(limits, patches, strict=True):
+        rules = PRESETS["nnunet"].model_copy(update={"activations_3d": limit})
+        assert search_patch(spacing, shape, 2, 8.0, rules).topology.patch_size == patch
 
 
 @EXAMPLES
@@ -300,5 +305,5 @@ def test_default_puts_a_single_slice_first_and_plans_2d_only(flat: int, thicknes
 
 def test_no_patch_fits_is_said_and_never_hangs() -> None:
     fingerprint = fingerprint_of([(1.0, 1.0, 1.0)], [(64, 64, 64)])
-    with pytest.raises(PlanError, match=r"no 3D patch fits 1e-06 GB"):
-        plan_of(fingerprint, vram_gb=1e-6)
+    with pytest.raises(PlanError, match=r"no 3D patch fits 1e-07 GB"):
+        plan_of(fingerprint, vram_gb=1e-7)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -15,6 +15,7 @@ def schema_of(*values: int, ignore: int | None = None) -> LabelSchema:
     return LabelSchema(classes=tuple(LabelClass(name=f"c{value}", values=(value,)) for value in values), ignore=ignore)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=8, unique=True), st.integers(0, 2**31))
 def test_decoding_undoes_encoding_also_with_gaps(values: list[int], seed: int) -> None:
     schema = schema_of(*values)

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.domain.dataset import Case, Channel, Dataset, Fold, LabelClass, LabelSchema, Splits
@@ -39,6 +39,7 @@ def labelled_patients(draw: st.DrawFn) -> tuple[list[Case], dict[str, frozenset[
     return cases, presence, draw(st.integers(0, 100))
 
 
+@settings(max_examples=50)
 @given(labelled_patients(), st.randoms(use_true_random=False))
 def test_every_case_is_validated_once_and_no_patient_leaks(drawn, random) -> None:  # type: ignore[no-untyped-def]
     cases, presence, seed = drawn
