@@ -1,4 +1,4 @@
-"""A data set of blobs and a tiny plan, for tests of training; run as a program it trains one fold in a process of its own.
+"""A data set of blobs and a tiny plan, for tests of training. Run as a program it trains one fold:
 
     python toy_training.py FOLD_FOLDER STORE_FOLDER NUM_EPOCHS
 """

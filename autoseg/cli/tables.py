@@ -48,7 +48,9 @@ def plan_table(plan: Plan) -> Table:
 def decision_lines(plan: Plan) -> Iterator[Text]:
     """Every decision in words: rule, numbers, result, what would change it."""
     heading = None
-    for decision in plan.decisions:
+    # Together by configuration, in the order in which these first appear.
+    order = list(dict.fromkeys(decision.configuration for decision in plan.decisions))
+    for decision in sorted(plan.decisions, key=lambda item: order.index(item.configuration)):
         if decision.configuration != heading:
             heading = decision.configuration
             yield Text(f"\n{heading or 'For every configuration'}", style="bold underline")

@@ -154,6 +154,7 @@ class Dataset(Value):
         cases: Labelled training cases, sorted by id.
         test_cases: Unlabelled (or separately labelled) cases that came with it.
         file_ending: The ending of label files, with the dot, such as ".nii.gz".
+        num_training_stated: Training cases as its description says; None where it does not.
         splits: Folds that came with it (case ids of each fold's validation cases with its training cases), if any.
     """
 
@@ -164,6 +165,7 @@ class Dataset(Value):
     cases: tuple[Case, ...]
     test_cases: tuple[Case, ...] = ()
     file_ending: str = ".nii.gz"
+    num_training_stated: int | None = None
     splits: Splits | None = None
 
     @model_validator(mode="after")

@@ -164,7 +164,9 @@ def _described(source: Path, data: dict[str, Any], found: Findings, *, need_file
     _compare_count(source, data, len(labelled), found)
     if not labelled and need_files and not any(item.severity == "error" for item in found.items):
         found.add("no-cases", "the data set has no labelled cases", file=source, hint=_LAYOUT_HINT)
-    return _build(source, name, channels, labels, labelled, [item for item in tests if item.images], found)
+    built = _build(source, name, channels, labels, labelled, [item for item in tests if item.images], found)
+    stated = data.get("numTraining")
+    return built.model_copy(update={"num_training_stated": stated}) if isinstance(stated, int) else built
 
 
 def _compare_count(source: Path, data: dict[str, Any], count: int, found: Findings) -> None:

@@ -28,7 +28,7 @@ from autoseg.preprocessing.transform import Prepared, apply
 from autoseg.runtime import NoProgress, Progress, autocast, configure_allocator, pick_device, pick_precision
 
 # Voxels of the network's input in one forward pass. On the CPU more only costs memory; small 2D patches are 2 to 3
-# times faster in batches. Source: docs/decisions/0004. The figure for other devices fills one with a 128^3 patch.
+# times faster in batches. Source: docs/decisions/0006. The figure for other devices fills one with a 128^3 patch.
 _BATCH_VOXELS = {"cpu": 2**18}
 _BATCH_VOXELS_ELSEWHERE = 2**22
 _MAX_TILE_BATCH = 32
@@ -307,7 +307,7 @@ def _resident(model: Model, device: torch.device, precision: str) -> nn.Module:
     network = restore(plan, model.weights)
     if device.type == "cpu" and precision == "bf16":
         # Channels last saves the convolutions a change of layout before and after each: twice as fast as autocast.
-        # Norms keep float32 parameters. Source: docs/decisions/0004.
+        # Norms keep float32 parameters. Source: docs/decisions/0006.
         layout = torch.channels_last_3d if plan.dims == 3 else torch.channels_last
         for module in network.modules():
             if not isinstance(module, InstanceNorm) and not list(module.children()):

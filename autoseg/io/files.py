@@ -19,7 +19,7 @@ _HASH_CHUNK_BYTES = 1 << 20
 
 
 def _temporary_name(path: Path) -> Path:
-    """A name in the same folder (so that renaming is atomic) which keeps the ending (writers choose the format by it)."""
+    """A name in the same folder, so that renaming is atomic, with the same ending, by which writers choose formats."""
     return path.with_name(f".tmp-{os.getpid()}-{path.name}")
 
 

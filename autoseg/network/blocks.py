@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from autoseg.network import channels_last
+
 Ints = tuple[int, ...]
 
 NORM_EPS = 1e-5
@@ -17,7 +19,7 @@ LEAKY_SLOPE = 0.01
 """Slope of the activation below zero. Source: nnU-Net v2, plain U-Net."""
 
 # Below this many voxels a channel the group normalisation of channels-last tensors is 5 to 20 times slower than that of
-# contiguous ones, copy included. Source: docs/decisions/0004.
+# contiguous ones, copy included. Source: docs/decisions/0006.
 _MIN_CHANNELS_LAST_VOXELS = 1024
 
 _LINEAR_MODES = {2: "bilinear", 3: "trilinear"}
@@ -61,7 +63,10 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *spatial) to (N, K, *ceil(spatial / stride))."""
-        return nn.functional.leaky_relu(self.norm(self.conv(x)), LEAKY_SLOPE, inplace=True)
+        x = self.conv(x)
+        if channels_last.is_meant_for(x):
+            return channels_last.norm_leaky_relu(x, self.norm.weight, self.norm.bias, NORM_EPS, LEAKY_SLOPE)
+        return nn.functional.leaky_relu(self.norm(x), LEAKY_SLOPE, inplace=True)
 
 
 class ConvStack(nn.Sequential):

@@ -75,7 +75,8 @@ def plan(
             fingerprint_file,
             tuple(channel.name for channel in dataset.channels),
             dataset.labels.num_classes,
-            len(dataset.cases),
+            # As nnU-Net does: what the description says counts, for its files may be elsewhere.
+            dataset.num_training_stated or len(dataset.cases),
         )
     planned = _make_plan(fingerprint, dataset, settings.plan)
     _refuse_models_of_another_plan(run_folder, planned)

@@ -27,6 +27,7 @@ class DatasetChoices:
         order: Z, Y, X (0, 1, 2) in network order.
         target: Target spacing in network order.
         median_shape: Median image after resampling, network order.
+        sided_pairs: Classes (left, right) that come in pairs.
         lowres: None where no 3D configuration is planned.
     """
 
@@ -40,7 +41,13 @@ class DatasetChoices:
     target: Floats
     median_shape: Floats
     normalization: tuple[ChannelNormalization, ...]
+    sided_pairs: tuple[tuple[str, str], ...] = ()
     lowres: LowresSearch | None = None
+
+    @property
+    def left_right_axis(self) -> int:
+        """The network axis that runs from left to right."""
+        return self.order.index(AXIS_NAMES.index("X"))
 
     @property
     def axis_names(self) -> tuple[str, ...]:

@@ -38,10 +38,14 @@ def _target_spacing(common: DatasetChoices) -> Decision:
             f"or if the images had {number(limit_vox)} voxels or more along it."
         )
     else:
+        missing = []
+        if choice.median[choice.coarsest] <= limit_mm:
+            missing.append(f"its median were above {number(limit_mm)} mm")
+        if choice.median_size[choice.coarsest] >= limit_vox:
+            missing.append(f"the images had fewer than {number(limit_vox)} voxels along it")
         change = (
             f"Other images. {coarse}, the coarsest axis, would get its {rules.coarse_axis_percentile:g}th percentile "
-            f"({number(choice.percentile)} mm) if its median were above {number(limit_mm)} mm and the images had fewer "
-            f"than {number(limit_vox)} voxels along it."
+            f"({number(choice.percentile)} mm) if {' and '.join(missing)}."
         )
     return Decision(
         configuration=BOTH,

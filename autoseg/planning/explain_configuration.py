@@ -10,6 +10,8 @@ from autoseg.planning.choices import ConfigurationChoices, DatasetChoices
 from autoseg.planning.patch import ShrinkStep
 from autoseg.planning.wording import gigabytes, millions, number, part, per_axis, several, shape
 
+_LISTED_PAIRS = 2
+
 
 def _names(common: DatasetChoices, choices: ConfigurationChoices) -> tuple[str, ...]:
     return common.axis_names[-len(choices.search.spacing) :]
@@ -182,12 +184,33 @@ def _augmentation(common: DatasetChoices, choices: ConfigurationChoices) -> Deci
         topic="rotation in training",
         rule=rule,
         inputs=f"patch {shape(patch)}, ratio {number(ratio)}",
-        result=f"{result}; mirroring along every axis",
+        result=result,
         would_change="A patch of other proportions.",
+    )
+
+
+def _mirroring(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
+    names = common.axis_names[-len(choices.search.topology.patch_size) :]
+    mirrored = [names[axis] for axis in choices.augmentation.mirror_axes]
+    pairs = ", ".join(f"{left} / {right}" for left, right in common.sided_pairs[:_LISTED_PAIRS])
+    return Decision(
+        configuration=choices.name,
+        topic="mirroring",
+        rule=(
+            "Patches are mirrored at random along every axis, in training and, where asked for, in prediction."
+            if common.rules.mirrors_sided_classes
+            else "Patches are mirrored at random along every axis, in training and, where asked for, in prediction; not "
+            "from left to right where class names come in left/right pairs, which would be mixed up."
+        ),
+        inputs=f"{len(common.sided_pairs)} left/right pairs among the class names" + (f" ({pairs})" if pairs else ""),
+        result="along " + " and ".join(mirrored) if mirrored else "none",
+        would_change=(
+            "Nothing." if common.rules.mirrors_sided_classes else "Class names that name a side, or no longer do."
+        ),
     )
 
 
 def configuration_decisions(common: DatasetChoices, choices: ConfigurationChoices) -> tuple[Decision, ...]:
     """The reasons of one configuration, in the order in which the planner decides."""
-    makers = (_initial_patch, _shrinking, _depth, _features, _batch, _batch_dice, _augmentation)
+    makers = (_initial_patch, _shrinking, _depth, _features, _batch, _batch_dice, _augmentation, _mirroring)
     return tuple(make(common, choices) for make in makers)

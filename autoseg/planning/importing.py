@@ -67,7 +67,7 @@ def _own(
         for what, got, expected in (
             ("channels", found.channels, channels),
             ("classes with background", found.num_classes, num_classes),
-            ("training cases", found.num_training_cases, num_training),
+            ("training cases", found.num_training_cases, num_training or found.num_training_cases),
         )
         if got != expected
     ]
@@ -109,7 +109,7 @@ def import_fingerprint(
         path: autoseg's `fingerprint.json` or nnU-Net's `dataset_fingerprint.json`.
         channels: Of the data set it is for, in order (or their names).
         num_classes: Background and foreground classes.
-        num_training: Training cases.
+        num_training: Training cases; 0 where the data set does not say, then as many as were measured.
 
     Raises:
         ConfigError: There is no such file.
@@ -134,7 +134,7 @@ def import_fingerprint(
     return Fingerprint(
         channels=names,
         num_classes=num_classes,
-        num_training_cases=num_training,
+        num_training_cases=num_training or len(foreign.spacings),
         spacings_mm=foreign.spacings,
         shapes=foreign.shapes_after_crop,
         median_relative_size_fraction=foreign.median_relative_size_after_cropping,

@@ -11,6 +11,7 @@ from typing import Literal
 
 from autoseg.domain.dataset import Channel, LabelSchema
 from autoseg.domain.fingerprint import Budget, Fingerprint
+from autoseg.domain.laterality import left_right_pairs
 from autoseg.domain.plan import (
     AugmentationPlan,
     Configuration,
@@ -38,18 +39,21 @@ TURN_3D_DEGREES = 30.0
 """Rotation ranges (to either side). Source: nnU-Net (Isensee et al. 2021, supplement 4)."""
 
 
-def plan_augmentation(patch_size: tuple[int, ...], rules: PlannerRules) -> AugmentationPlan:
-    """Rotation and mirroring that suit the shape of the patch.
+def plan_augmentation(
+    patch_size: tuple[int, ...], rules: PlannerRules, kept_axis: int | None = None
+) -> AugmentationPlan:
+    """Rotation and mirroring that suit the shape of the patch; `kept_axis` is not mirrored.
 
     Source: nnU-Net 2.8.
     """
+    mirror_axes = tuple(axis for axis in range(len(patch_size)) if axis != kept_axis)
     if len(patch_size) == 2:
         elongated = max(patch_size) / min(patch_size) > ELONGATED_2D_ASPECT
         degrees = SMALL_TURN_DEGREES if elongated else FULL_TURN_DEGREES
-        return AugmentationPlan(rotation_degrees=(degrees,), mirror_axes=(0, 1))
+        return AugmentationPlan(rotation_degrees=(degrees,), mirror_axes=mirror_axes)
     if max(patch_size) / patch_size[0] > rules.anisotropy:
-        return AugmentationPlan(rotation_degrees=(FULL_TURN_DEGREES, 0.0, 0.0), dummy_2d=True)
-    return AugmentationPlan(rotation_degrees=(TURN_3D_DEGREES,) * 3)
+        return AugmentationPlan(rotation_degrees=(FULL_TURN_DEGREES, 0.0, 0.0), mirror_axes=mirror_axes, dummy_2d=True)
+    return AugmentationPlan(rotation_degrees=(TURN_3D_DEGREES,) * 3, mirror_axes=mirror_axes)
 
 
 def _dataset_choices(
@@ -80,6 +84,7 @@ def _dataset_choices(
         target=tuple(spacing.target[axis] for axis in order),
         median_shape=tuple(median_shape[axis] for axis in order),
         normalization=choose_normalization(fingerprint, channels, rules),
+        sided_pairs=left_right_pairs(labels.names),
     )
 
 
@@ -101,8 +106,15 @@ def _configuration_choices(
         batch=choose_batch(search, voxels, rules),
         features=rules.features(search.topology.num_stages, len(search.spacing)),
         batch_dice=name == "2d" or has_lowres,
-        augmentation=plan_augmentation(search.topology.patch_size, rules),
+        augmentation=plan_augmentation(search.topology.patch_size, rules, _kept_axis(common, name)),
     )
+
+
+def _kept_axis(common: DatasetChoices, name: str) -> int | None:
+    """The axis of the patch that mirroring leaves alone, so that left stays left."""
+    if common.rules.mirrors_sided_classes or not common.sided_pairs:
+        return None
+    return common.left_right_axis - (1 if name == "2d" else 0)
 
 
 def _configuration(common: DatasetChoices, choices: ConfigurationChoices, labels: LabelSchema) -> Configuration:

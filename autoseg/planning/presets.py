@@ -41,6 +41,8 @@ class PlannerRules(Value):
         lowres_spacing_step: Factor by which its spacing is raised until the patch sees enough.
         lowres_smallest_gain: It is dropped when it has not at least this many times fewer voxels.
         axis_tie_fraction: Spacings this close (relative) count as equal when axes are ordered; the earlier goes first.
+        mirrors_sided_classes: Whether patches are mirrored from left to right although classes come in left/right
+            pairs, which such a patch cannot tell apart.
         single_slice_first: Whether an axis with one slice in every case goes first even when it is not the coarsest.
     """
 
@@ -69,6 +71,7 @@ class PlannerRules(Value):
     lowres_smallest_gain: float = 2.0
     axis_tie_fraction: float = 0.0
     single_slice_first: bool = False
+    mirrors_sided_classes: bool = True
 
     def activation_limit(self, dims: int, vram_gb: float) -> float:
         """Count of one sample of which the reference batch just fits this budget."""
@@ -87,8 +90,10 @@ class PlannerRules(Value):
 PRESETS: Mapping[str, PlannerRules] = MappingProxyType(
     {
         "nnunet": PlannerRules(name="nnunet"),
-        # Source of the two departures: decision 4.
-        "default": PlannerRules(name="default", axis_tie_fraction=1e-4, single_slice_first=True),
+        # Source of the departures: decisions 4 (axis order) and 7 (mirroring).
+        "default": PlannerRules(
+            name="default", axis_tie_fraction=1e-4, single_slice_first=True, mirrors_sided_classes=False
+        ),
     }
 )
 """The presets by name. "nnunet" equals nnU-Net's default planner without exception."""

@@ -18,10 +18,19 @@ from autoseg.preprocessing.crop import any_nonzero, nonzero_box
 PICTURE_DEPTH_MM = 999.0
 """Spacing of the missing third axis of a picture: large, so that this axis counts as the coarsest. Source: nnU-Net."""
 
-_TAIL = (0.0, 0.0001, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, 0.0085, 0.01, 0.015, 0.02, 0.03, 0.04)
-_MIDDLE = tuple(round(0.05 + 0.025 * step, 3) for step in range(37))
+_FAR_TAIL = (0.0, 0.0001, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, 0.0085)
+_TAIL = (
+    *_FAR_TAIL,
+    *(round(0.01 + 0.0025 * step, 4) for step in range(12)),
+    *(round(0.04 + 0.005 * step, 3) for step in range(12)),
+)
+_MIDDLE = tuple(round(0.1 + 0.025 * step, 3) for step in range(33))
 QUANTILE_LEVELS: tuple[float, ...] = (*_TAIL, *_MIDDLE, *(round(1.0 - level, 4) for level in reversed(_TAIL)))
-"""Levels of the quantile sketch of a case: dense around 0.5 % and 99.5 %, which CT images are clipped to."""
+"""Levels of the quantile sketch of a case.
+
+Dense around 0.5 % and 99.5 %, which CT images are clipped to, and up to 10 %, because a tail of the whole data set can
+be a larger part of a few cases.
+"""
 
 _LOW, _MEDIAN, _HIGH = 0.005, 0.5, 0.995
 _QUANTILE_DIGITS = 8

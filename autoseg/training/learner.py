@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoseg import runtime
 from autoseg.domain.plan import NetworkPlan, TrainingPlan
-from autoseg.network import unet
+from autoseg.network import channels_last, unet
 from autoseg.training.batches import Batch
 from autoseg.training.losses import supervised_loss
 
@@ -86,8 +86,11 @@ class Learner:
             number: Steps done before.
         """
         self._optimiser.zero_grad(set_to_none=True)
+        # The quick layout for bf16 on the CPU; see the module for the reason.
+        is_quick = self._device.type == "cpu" and self._precision == "bf16"
+        images = channels_last.to_channels_last(batch.images) if is_quick else batch.images
         with runtime.autocast(self._device, self._precision):
-            outputs = self.network(batch.images)
+            outputs = self.network(images)
             loss = supervised_loss(outputs, batch.labels, batch_dice=self._training.batch_dice)
         del outputs
         torch.autograd.backward(self._scaler.scale(loss))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from autoseg.domain.plan import TrainingPlan
 from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
 from autoseg.io.files import read_text, write_text
@@ -61,6 +62,14 @@ class TrainSettings:
             raise ConfigError(f"the number of epochs must be at least 1, got {self.num_epochs}")
         if self.time_budget_s is not None and not self.time_budget_s > 0:
             raise ConfigError(f"the time budget must be above 0 seconds, got {self.time_budget_s}")
+
+    def with_length(self, plan: TrainingPlan, device_type: str) -> TrainSettings:
+        """These settings with a length: without one, the plan's budget on a CPU and its epochs elsewhere."""
+        if self.num_epochs is not None or self.time_budget_s is not None:
+            return self
+        if device_type == "cpu":
+            return replace(self, time_budget_s=plan.cpu_time_budget_s)
+        return replace(self, num_epochs=plan.num_epochs)
 
 
 class EpochRecord(Value):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from autoseg import runtime
-from autoseg.domain.plan import Configuration, Plan
+from autoseg.domain.plan import Plan
 from autoseg.domain.values import digest_of
 from autoseg.errors import ConfigError, DeviceMemoryError, TrainingInterrupted
 from autoseg.io.files import Lock
@@ -109,15 +108,6 @@ def _forget(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def resolve_length(plan: Configuration, settings: TrainSettings, device: torch.device) -> TrainSettings:
-    """Settings with a length: without one, the plan's budget on a CPU and its epochs elsewhere."""
-    if settings.num_epochs is not None or settings.time_budget_s is not None:
-        return settings
-    if device.type == "cpu":
-        return replace(settings, time_budget_s=plan.training.cpu_time_budget_s)
-    return replace(settings, num_epochs=plan.training.num_epochs)
-
-
 class _Training:
     """One start of a training: the state that the loop moves on."""
 
@@ -138,7 +128,7 @@ class _Training:
         self.clock, self.progress = clock, progress
         self.part = plan.configurations[configuration]
         self.device = runtime.pick_device(settings.device)
-        self.settings = resolve_length(self.part, settings, self.device)
+        self.settings = settings.with_length(self.part.training, self.device.type)
         self.before = read_run(folder)
         self.precision = self._pick_precision()
         training = self.part.training
@@ -188,7 +178,7 @@ class _Training:
         self._go_on()
         total = self.schedule.total_steps
         self.progress.start(
-            f"train {self.where}", total if total is not None else round(self._budget_s())
+            f"train {self.where}", total if total is not None else round(self.schedule.budget_s or 0.0)
         )
         self.progress.advance(self._progress_made())
         self._write_run("running")
@@ -390,14 +380,11 @@ class _Training:
             self.records[-1] if self.records else None,
         )
 
-    def _budget_s(self) -> float:
-        return cast(float, self.settings.time_budget_s)
-
     def _progress_made(self) -> int:
         """Steps done, or whole seconds used under a time budget."""
         if self.schedule.total_steps is not None:
             return self.counters.step
-        return min(round(self.counters.used_s), round(self._budget_s()))
+        return min(round(self.counters.used_s), round(self.schedule.budget_s or 0.0))
 
     def _note(self) -> str:
         counters = self.counters

@@ -167,6 +167,7 @@ def test_own_fingerprint_is_read_back_and_checked(tmp_path: Path) -> None:
     assert import_fingerprint(file, ("MRI",), 3, 20) == CUBE
     with pytest.raises(DatasetError, match=r"another data set\n  - channels: .*\n  - training cases: got 20"):
         import_fingerprint(file, ("CT",), 3, 21)
+    assert import_fingerprint(file, ("MRI",), 3, 0) == CUBE
     file.write_text(CUBE.to_json().replace('"schema_version": 1', '"schema_version": 99'))
     with pytest.raises(DatasetError, match="schema version 99"):
         import_fingerprint(file, ("MRI",), 3, 20)
@@ -181,6 +182,9 @@ def test_nnunet_fingerprint_is_read_in_its_own_order(tmp_path: Path) -> None:
     assert found.shapes[-1] == tuple(golden["shapes_after_crop"][-1])
     assert found.intensities[1].std == golden["foreground_intensity_properties_per_channel"]["1"]["std"]
     assert found.num_training_cases == 12
+    names = ("MR_T1", "CT", "PET")
+    assert import_fingerprint(file, names, 2, 15).num_training_cases == 15
+    assert import_fingerprint(file, names, 2, 0).num_training_cases == len(golden["spacings"])
     with pytest.raises(DatasetError, match="has intensities of channels 0, 1, 2; expected 0 for MR"):
         import_fingerprint(file, ["MR"], 2, 12)
 

@@ -1,0 +1,76 @@
+"""How long a training is."""
+
+from __future__ import annotations
+
+import pytest
+
+from autoseg.domain.plan import TrainingPlan
+from autoseg.errors import ConfigError
+from autoseg.training.records import TrainSettings
+from autoseg.training.schedule import Clock, Schedule
+from autoseg.training.validation import affordable_patches, pseudo_dice, running_mean
+
+
+def test_epochs_decay_as_nnunets() -> None:
+    schedule = Schedule(0.01, 0.9, steps_per_epoch=250, num_epochs=1000)
+    for step, rate in ((0, 0.01), (249, 0.01), (250, 0.01 * 0.999**0.9), (249_999, 0.01 * 0.001**0.9)):
+        assert schedule.rate(schedule.fraction(step, 0.0, 0.0)) == pytest.approx(rate)
+    assert not schedule.is_over(249_999, 1e9, 0, 1.0)
+    assert schedule.is_over(250_000, 0, 0, 1.0)
+    assert schedule.left_s(249_990, 0, 2.0) == 20
+
+
+def test_a_budget_decays_to_zero_before_the_reserve() -> None:
+    schedule = Schedule(0.01, 0.9, steps_per_epoch=250, budget_s=100.0)
+    assert schedule.rate(schedule.fraction(0, 0.0, 10.0)) == 0.01
+    assert schedule.rate(schedule.fraction(50, 45.0, 10.0)) == pytest.approx(0.01 * 0.5**0.9)
+    assert schedule.rate(schedule.fraction(99, 90.0, 10.0)) == 0
+    assert not schedule.is_over(50, 89.4, 10.0, 1.0)
+    assert schedule.is_over(50, 89.6, 10.0, 1.0)
+    assert not schedule.is_over(0, 1e9, 10.0, 1.0), "one step is always made"
+    assert schedule.ends_epoch(1, 10.0)
+    assert not schedule.ends_epoch(10_000, 9.9)
+
+
+def test_an_epoch_of_a_long_budget_is_a_sixtieth() -> None:
+    assert Schedule(0.01, 0.9, 250, budget_s=1500.0).epoch_s == 25.0
+
+
+def test_the_clock_goes_on() -> None:
+    seconds = iter([100.0, 103.0])
+    clock = Clock(7.0, now=lambda: next(seconds))
+    assert clock.used_s() == 10.0
+
+
+def test_settings_that_contradict() -> None:
+    for wrong in ({"num_epochs": 1, "time_budget_s": 5.0}, {"num_epochs": 0}, {"time_budget_s": 0.0}):
+        with pytest.raises(ConfigError):
+            TrainSettings(**wrong)
+
+
+def test_the_plan_says_how_long_when_nobody_does() -> None:
+    plan = TrainingPlan(batch_size=2)
+    assert TrainSettings().with_length(plan, "cpu").time_budget_s == 3600.0
+    assert TrainSettings().with_length(plan, "cuda").num_epochs == 1000
+    assert TrainSettings(num_epochs=3).with_length(plan, "cpu").time_budget_s is None
+
+
+def test_the_default_recipe_is_nnunets() -> None:
+    plan = TrainingPlan(batch_size=2)
+    assert (plan.learning_rate, plan.momentum, plan.weight_decay, plan.decay_power) == (0.01, 0.99, 3e-5, 0.9)
+    assert (plan.num_epochs, plan.steps_per_epoch, plan.validation_steps_per_epoch) == (1000, 250, 50)
+    assert (plan.gradient_clip, plan.ema_decay, plan.foreground_fraction) == (12.0, 0.0, 1 / 3)
+
+
+def test_pseudo_dice() -> None:
+    assert pseudo_dice([[6, 8, 10], [0, 0, 0], [0, 4, 0]]) == (12 / 18, None, 0.0)
+    assert running_mean(None, 0.5) == 0.5
+    assert running_mean(0.5, None) == 0.5
+    assert running_mean(0.5, 1.0) == pytest.approx(0.55)
+
+
+def test_looks_take_their_part() -> None:
+    # A patch costs a third of 1.4 s / 7; 4 % of 25 s are 1 s.
+    assert affordable_patches(25.0, 1.4, 7, 350) == 15
+    assert affordable_patches(25.0, 100.0, 7, 350) == 4
+    assert affordable_patches(1e6, 1.4, 7, 350) == 350
