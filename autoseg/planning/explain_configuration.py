@@ -199,7 +199,7 @@ def _mirroring(common: DatasetChoices, choices: ConfigurationChoices) -> Decisio
         rule=(
             "Patches are mirrored at random along every axis, in training and, where asked for, in prediction."
             if common.rules.mirrors_sided_classes
-            else "Patches are mirrored at random along every axis, in training and, where asked for, in prediction; not "
+            else "Patches are mirrored at random along every axis, in training and, where asked for, prediction; not "
             "from left to right where class names come in left/right pairs, which would be mixed up."
         ),
         inputs=f"{len(common.sided_pairs)} left/right pairs among the class names" + (f" ({pairs})" if pairs else ""),

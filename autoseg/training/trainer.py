@@ -148,7 +148,6 @@ class _Training:
             folder, plan, configuration, fold, self.settings, self.device, self.precision, len(train_ids),
             len(validation_ids), runtime.environment(),
         )
-        self.validation_ids = validation_ids
         self.train_reader = self._reader(store, train_ids, runtime.STAGE_SAMPLE)
         self.validation_reader = self._reader(store, validation_ids, runtime.STAGE_VALIDATE)
         self.validation_patches = self.before.validation_patches if self.before else None
@@ -276,7 +275,7 @@ class _Training:
 
     def _may_look(self) -> bool:
         """Under a time budget a look must fit into its part of the seconds used; the last one is kept free for."""
-        if not self.validation_ids or self.part.training.validation_steps_per_epoch == 0:
+        if not self.validation_reader.sampler.case_ids or self.part.training.validation_steps_per_epoch == 0:
             return False
         counters = self.counters
         if self.schedule.num_epochs is not None or counters.validation_cost_s == 0 or self._is_over():
