@@ -90,7 +90,7 @@ class PlannerRules(Value):
 PRESETS: Mapping[str, PlannerRules] = MappingProxyType(
     {
         "nnunet": PlannerRules(name="nnunet"),
-        # Source of the departures: decisions 4 (axis order) and 7 (mirroring).
+        # Source of the departures: decisions 4 (axis order) and 8 (mirroring).
         "default": PlannerRules(
             name="default", axis_tie_fraction=1e-4, single_slice_first=True, mirrors_sided_classes=False
         ),
