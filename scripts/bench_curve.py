@@ -2,8 +2,8 @@
 
     python scripts/bench_curve.py RUN/models/3d_fullres/fold_0 NNUNET.json --seconds-per-step 4.5 --out OUT.json
 
-NNUNET.json is what `scripts/nnunet_oracle.py train` wrote: its steps and pseudo-Dice by epoch, and the Dice of its final
-weights. nnU-Net's seconds are its steps times the seconds of one of its steps, measured while nothing else ran
+NNUNET.json is what `scripts/nnunet_oracle.py train` wrote: its steps and pseudo-Dice by epoch, and the Dice of its
+final weights. nnU-Net's seconds are its steps times the seconds of one of its steps, measured while nothing else ran
 (`scripts/bench_step_vs_nnunet.py`), because its own clock counts whatever else the machine was doing.
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
         lines.append(f"| {seconds} | {shown[0]} | {shown[1]} |")
     record = {
         "ours": {"curve": ours, "final_dice": final_dice(arguments.fold)},
-        "nnunet": {"curve": theirs, "final_dice": history.get("mean_foreground_dice")},
+        "nnunet": {"curve": theirs, "final_dice": result["validation"][0]["mean_dice"]},
         "nnunet_seconds_per_step": arguments.seconds_per_step,
         "run": json.loads((arguments.fold / "run.json").read_text()),
     }

@@ -4,9 +4,9 @@
 
 The score is that of the final weights of fold 0 on the fold's validation cases, which training never saw. The baseline
 sees the same training cases: in 3D the mean training label map, stretched onto the image's grid; in 2D Otsu's threshold
-(multi-Otsu for several classes). The threshold of the mean map and the order of Otsu's levels are chosen on the training
-cases. Where a step at the default budget takes longer than 5 s, the set is planned again with 1 GB. Writes
-OUT/results.json and prints a Markdown table.
+(multi-Otsu for several classes). The threshold of the mean map and the order of Otsu's levels are chosen on these cases.
+Where a step at the default budget takes longer than 5 s, the set is planned again with 1 GB. Writes OUT/results.json
+and prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -192,10 +192,12 @@ def table(results: list[dict[str, object]]) -> str:
     ]
     for item in results:
         patch = "×".join(map(str, item["patch_size"]))  # type: ignore[call-overload]
+        steps = f"{item['num_steps']} ({item['seconds_per_step']:.2f})"
+        cases = f"{item['num_training']} / {item['num_validation']}"
+        missing = ", ".join(item["missing_classes"]) or "-"  # type: ignore[arg-type]
         lines.append(
-            f"| {item['set']} | {item['configuration']}, {item['vram']} | {patch}, {item['batch_size']} | "
-            f"{item['num_steps']} ({item['seconds_per_step']:.2f}) | {item['num_training']} / {item['num_validation']} | {item['dice']:.3f} | "
-            f"{item['baseline']:.3f} | {', '.join(item['missing_classes']) or '-'} |"  # type: ignore[arg-type]
+            f"| {item['set']} | {item['configuration']}, {item['vram']} | {patch}, {item['batch_size']} | {steps} | "
+            f"{cases} | {item['dice']:.3f} | {item['baseline']:.3f} | {missing} |"
         )
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """A data set of blobs and a tiny plan, for tests of training. Run as a program it trains one fold:
 
-    python toy_training.py FOLD_FOLDER STORE_FOLDER NUM_EPOCHS
+python toy_training.py FOLD_FOLDER STORE_FOLDER NUM_EPOCHS
 """
 
 from __future__ import annotations

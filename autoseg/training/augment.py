@@ -189,9 +189,7 @@ def transform(
     linear = to_unit[:, None] * matrix * half[None, :]
     shift = to_unit * centre - 1
     theta = np.concatenate([linear[::-1, ::-1], shift[::-1, None]], axis=1)
-    grid = functional.affine_grid(
-        torch.from_numpy(theta).to(image)[None], [1, 1, *size], align_corners=True
-    )
+    grid = functional.affine_grid(torch.from_numpy(theta).to(image)[None], [1, 1, *size], align_corners=True)
 
     def sample(values: Tensor, mode: str) -> Tensor:
         return functional.grid_sample(values[None], grid, mode=mode, padding_mode="border", align_corners=True)[0]

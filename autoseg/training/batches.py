@@ -104,7 +104,10 @@ class BatchReader:
             raise unreadable(spec.case_id, problem) from problem
         # A 2D network sees one slice: the first of three axes goes.
         return RawSample(
-            spec, drawn, tuple(start[skipped:]), image.reshape(image.shape[0], *image.shape[1 + skipped :]),
+            spec,
+            drawn,
+            tuple(start[skipped:]),
+            image.reshape(image.shape[0], *image.shape[1 + skipped :]),
             labels.reshape(labels.shape[skipped:]),
         )
 
@@ -118,7 +121,11 @@ def assemble(samples: Sequence[RawSample], device: torch.device) -> Batch:
         skipped = 3 - target.ndim
         if drawn.matrix is not None:
             image, target = augment.transform(
-                image, target, sample.source_start, sample.spec.start[skipped:], sample.spec.size[skipped:],
+                image,
+                target,
+                sample.source_start,
+                sample.spec.start[skipped:],
+                sample.spec.size[skipped:],
                 drawn.matrix,
             )
         if drawn.flips:

@@ -13,7 +13,13 @@ from autoseg.training.batches import Batch
 
 
 def diagnose(
-    network: nn.Module, batch: Batch, *, loss: float, gradient_norm: float, step: int, device: torch.device,
+    network: nn.Module,
+    batch: Batch,
+    *,
+    loss: float,
+    gradient_norm: float,
+    step: int,
+    device: torch.device,
     precision: str,
 ) -> TrainingDiverged:
     """The error that stops the training, with case, layer and value.

@@ -85,7 +85,15 @@ def train_fold(
         if settings.restart:
             _forget(folder)
         training = _Training(
-            folder, plan, configuration, fold, store, tuple(train_ids), tuple(validation_ids), settings, clock,
+            folder,
+            plan,
+            configuration,
+            fold,
+            store,
+            tuple(train_ids),
+            tuple(validation_ids),
+            settings,
+            clock,
             progress or NoProgress(),
         )
         try:
@@ -133,8 +141,11 @@ class _Training:
         self.precision = self._pick_precision()
         training = self.part.training
         self.schedule = Schedule(
-            training.learning_rate, training.decay_power, training.steps_per_epoch,
-            self.settings.num_epochs, self.settings.time_budget_s,
+            training.learning_rate,
+            training.decay_power,
+            training.steps_per_epoch,
+            self.settings.num_epochs,
+            self.settings.time_budget_s,
         )
         self.learner = Learner(
             self.part.network, training, device=self.device, precision=self.precision, seed=settings.seed
@@ -145,8 +156,16 @@ class _Training:
             seed=settings.seed,
         )
         self.outputs = FoldOutputs(
-            folder, plan, configuration, fold, self.settings, self.device, self.precision, len(train_ids),
-            len(validation_ids), runtime.environment(),
+            folder,
+            plan,
+            configuration,
+            fold,
+            self.settings,
+            self.device,
+            self.precision,
+            len(train_ids),
+            len(validation_ids),
+            runtime.environment(),
         )
         self.train_reader = self._reader(store, train_ids, runtime.STAGE_SAMPLE)
         self.validation_reader = self._reader(store, validation_ids, runtime.STAGE_VALIDATE)
@@ -164,8 +183,12 @@ class _Training:
     def _reader(self, store: PatchStore, case_ids: tuple[str, ...], stage: int) -> BatchReader:
         network, training = self.part.network, self.part.training
         sampler = Sampler(
-            case_ids, patch_box(network.patch_size), training.batch_size, training.foreground_fraction,
-            self.settings.seed, stage,
+            case_ids,
+            patch_box(network.patch_size),
+            training.batch_size,
+            training.foreground_fraction,
+            self.settings.seed,
+            stage,
         )
         augmentation = training.augmentation if stage == runtime.STAGE_SAMPLE else None
         return BatchReader(sampler, CasePool(store), network.dims, augmentation, training.steps_per_epoch)
@@ -176,14 +199,13 @@ class _Training:
             return self._result(did_train=False)
         self._go_on()
         total = self.schedule.total_steps
-        self.progress.start(
-            f"train {self.where}", total if total is not None else round(self.schedule.budget_s or 0.0)
-        )
+        self.progress.start(f"train {self.where}", total if total is not None else round(self.schedule.budget_s or 0.0))
         self.progress.advance(self._progress_made())
         self._write_run("running")
-        with StopRequest() as stop, Prefetcher(
-            self.train_reader.read, self.counters.step, self.settings.prefetch
-        ) as ahead:
+        with (
+            StopRequest() as stop,
+            Prefetcher(self.train_reader.read, self.counters.step, self.settings.prefetch) as ahead,
+        ):
             while not self._is_over():
                 self._train_step(ahead)
                 if self.schedule.ends_epoch(self.counters.epoch_steps, self.counters.epoch_s):
@@ -210,8 +232,13 @@ class _Training:
         if not outcome.is_finite:
             self._write_run("diverged")
             raise diagnose(
-                self.learner.network, batch, loss=outcome.loss, gradient_norm=outcome.gradient_norm,
-                step=self.counters.step, device=self.device, precision=self.precision,
+                self.learner.network,
+                batch,
+                loss=outcome.loss,
+                gradient_norm=outcome.gradient_norm,
+                step=self.counters.step,
+                device=self.device,
+                precision=self.precision,
             )
         now = self.clock.used_s()
         old = self.counters
@@ -260,7 +287,11 @@ class _Training:
         self.records = (*self.records, record)
         write_metrics(self.folder, self.records)
         update: dict[str, Any] = {
-            "epoch": old.epoch + 1, "epoch_steps": 0, "epoch_loss_sum": 0.0, "epoch_s": 0.0, "epoch_step_s": 0.0,
+            "epoch": old.epoch + 1,
+            "epoch_steps": 0,
+            "epoch_loss_sum": 0.0,
+            "epoch_s": 0.0,
+            "epoch_step_s": 0.0,
             "ema_pseudo_dice": ema,
         }
         if look:
@@ -295,8 +326,13 @@ class _Training:
                 )
             )
         return validation.quick_look(
-            self.learner.network, self.learner.weights, self.validation_reader, self.validation_patches,
-            device=self.device, precision=self.precision, batch_dice=training.batch_dice,
+            self.learner.network,
+            self.learner.weights,
+            self.validation_reader,
+            self.validation_patches,
+            device=self.device,
+            precision=self.precision,
+            batch_dice=training.batch_dice,
         )
 
     # --- Going on --------------------------------------------------------------------------------------------------
@@ -354,8 +390,7 @@ class _Training:
         self._write_run("interrupted")
         self.progress.finish("interrupted")
         raise TrainingInterrupted(
-            f"training of {self.where} was interrupted after step {self.counters.step}; "
-            "everything is saved",
+            f"training of {self.where} was interrupted after step {self.counters.step}; everything is saved",
             hint="The same command goes on from here.",
         )
 
@@ -371,11 +406,19 @@ class _Training:
         if not did_train and self.before is not None:
             records = read_metrics(self.folder)
             return TrainResult(
-                self.folder, self.before.epochs, self.before.steps, self.before.seconds, did_train,
+                self.folder,
+                self.before.epochs,
+                self.before.steps,
+                self.before.seconds,
+                did_train,
                 records[-1] if records else None,
             )
         return TrainResult(
-            self.folder, self.counters.epoch, self.counters.step, self.clock.used_s(), did_train,
+            self.folder,
+            self.counters.epoch,
+            self.counters.step,
+            self.clock.used_s(),
+            did_train,
             self.records[-1] if self.records else None,
         )
 
