@@ -4,7 +4,7 @@
 
 The score is that of the final weights of fold 0 on the fold's validation cases, which training never saw. The baseline
 sees the same training cases: in 3D the mean training label map, stretched onto the image's grid; in 2D Otsu's threshold
-(multi-Otsu for several classes). The threshold of the mean map and the order of Otsu's levels are chosen on these cases.
+(multi-Otsu for several classes). The threshold of the mean map and the order of Otsu's levels are chosen on them.
 Where a step at the default budget takes longer than 5 s, the set is planned again with 1 GB. Writes OUT/results.json
 and prints a Markdown table.
 """
