@@ -8,7 +8,9 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -175,6 +177,18 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return torch.autocast(device.type, dtype=kinds[precision], enabled=precision != "fp32")
+
+
+def one_core_each() -> Callable[[], None]:
+    """An initializer for threads that work beside the calling one: each of them computes on one core.
+
+    Teams of threads that share the same cores wait for each other and slow the network down several times.
+    """
+    import torch
+
+    # A thread that never asked for its number gets the one that was set last, by whomever: the caller asks now.
+    torch.get_num_threads()
+    return partial(torch.set_num_threads, 1)
 
 
 def num_cpus() -> int:

@@ -25,7 +25,15 @@ from autoseg.io.model import Model
 from autoseg.network.blocks import InstanceNorm
 from autoseg.network.unet import restore
 from autoseg.preprocessing.transform import Prepared, apply
-from autoseg.runtime import NoProgress, Progress, autocast, configure_allocator, pick_device, pick_precision
+from autoseg.runtime import (
+    NoProgress,
+    Progress,
+    autocast,
+    configure_allocator,
+    one_core_each,
+    pick_device,
+    pick_precision,
+)
 
 # Voxels of the network's input in one forward pass. On the CPU more only costs memory; small 2D patches are 2 to 3
 # times faster in batches. Source: docs/decisions/0006. The figure for other devices fills one with a 128^3 patch.
@@ -221,7 +229,8 @@ def _run(predictor: Predictor, cases: Sequence[Case], targets: Sequence[Path], p
             failures.append(f"{case.id}: {failure}")
         progress.advance(note=case.id)
 
-    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+    beside = one_core_each()
+    with ThreadPoolExecutor(1, "read", beside) as reader, ThreadPoolExecutor(1, "write", beside) as writer:
         coming = [reader.submit(read, case) for case in cases[:1]]
         writing: list[tuple[Case, Path, Future[_Attempt[None]]]] = []
         for number, (case, target) in enumerate(zip(cases, targets, strict=True)):

@@ -19,11 +19,23 @@ SILENT = NoProgress()
 
 
 def map_cases(
-    function: Callable[[Case], R], cases: Sequence[Case], *, description: str, progress: Progress = SILENT
+    function: Callable[[Case], R],
+    cases: Sequence[Case],
+    *,
+    description: str,
+    progress: Progress = SILENT,
+    initializer: Callable[[], None] | None = None,
 ) -> tuple[R, ...]:
     """Apply a function to every case in a few threads; results in the order of the cases.
 
     Every failing case is collected, so that one run names them all. Ctrl-C stops after the cases in work.
+
+    Args:
+        function: What to do with a case; may run in any of the threads.
+        cases: All of them.
+        description: Of the task, for people.
+        progress: One step a case.
+        initializer: Called by each thread first.
 
     Raises:
         DatasetError: Some cases failed; each is a problem of it.
@@ -31,7 +43,7 @@ def map_cases(
     progress.start(description, len(cases))
     problems: list[str] = []
     results: dict[str, R] = {}
-    pool = ThreadPoolExecutor(max_workers=num_cpus())
+    pool = ThreadPoolExecutor(max_workers=num_cpus(), initializer=initializer)
     try:
         futures = {pool.submit(function, case): case for case in cases}
         for future in as_completed(futures):

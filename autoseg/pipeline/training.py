@@ -21,7 +21,7 @@ from autoseg.io.store import CaseStore
 from autoseg.pipeline.cases import SILENT, labels_of, map_cases
 from autoseg.planning.overrides import apply_overrides
 from autoseg.preprocessing.prepare import cache_digest, prepare_case
-from autoseg.runtime import Progress, num_cpus
+from autoseg.runtime import Progress, num_cpus, one_core_each
 from autoseg.training import records
 from autoseg.training.trainer import train_fold
 
@@ -76,6 +76,7 @@ def prepare(
             missing,
             description=f"Preprocessing {name}",
             progress=progress,
+            initializer=one_core_each(),
         )
     return store
 

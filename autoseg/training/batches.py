@@ -158,6 +158,7 @@ class Prefetcher:
     def __init__(self, read: Callable[[int], list[RawSample]], first_step: int, depth: int) -> None:
         self._read = read
         self._step = first_step
+        self._settle = runtime.one_core_each()
         self._stop = threading.Event()
         self._ready: queue.Queue[list[RawSample] | BaseException] = queue.Queue(max(depth, 1))
         self._thread = threading.Thread(target=self._work, name="autoseg-read-ahead", daemon=True) if depth else None
@@ -191,8 +192,7 @@ class Prefetcher:
             return item
 
     def _work(self) -> None:
-        # One thread here: the network's threads have the cores, and results must not depend on their number.
-        torch.set_num_threads(1)
+        self._settle()
         for item in self._items():
             while not self._stop.is_set():
                 try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from autoseg.errors import ConfigError, DeviceMemoryError, TrainingInterrupted
 from autoseg.io.files import Lock
 from autoseg.io.model import BEST, WEIGHTS
 from autoseg.runtime import NoProgress, Progress
-from autoseg.training import checkpoint, validation
+from autoseg.training import checkpoint, telling, validation
 from autoseg.training.batches import BatchReader, Prefetcher, assemble
 from autoseg.training.checkpoint import Checkpoint, Counters
 from autoseg.training.diagnosis import diagnose
@@ -25,8 +26,6 @@ from autoseg.training.interrupt import StopRequest
 from autoseg.training.learner import Learner
 from autoseg.training.outputs import FoldOutputs
 from autoseg.training.records import (
-    METRICS_FILE,
-    RUN_FILE,
     EpochRecord,
     Fold,
     Status,
@@ -36,6 +35,7 @@ from autoseg.training.records import (
     read_run,
     write_metrics,
 )
+from autoseg.training.resume import finished_result, forget, require_fit
 from autoseg.training.sampling import CasePool, PatchStore, Sampler, patch_box
 from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Schedule
 
@@ -83,7 +83,7 @@ def train_fold(
     with Lock(folder / LOCK_FILE, what=f"fold {fold} of {configuration}"):
         checkpoint.remove_leftovers(folder)
         if settings.restart:
-            _forget(folder)
+            forget(folder)
         training = _Training(
             folder,
             plan,
@@ -103,17 +103,6 @@ def train_fold(
                 f"the device ran out of memory while training fold {fold} of {configuration}: {problem}",
                 hint="Plan for less memory (autoseg plan --vram), or stop what else uses the device.",
             ) from problem
-
-
-def _forget(folder: Path) -> None:
-    """Remove what earlier starts left, final weights included."""
-    checkpoint.clear(folder)
-    for name in (WEIGHTS, BEST):
-        # The card goes first: weights without a card are no model.
-        (folder / f"{name}.json").unlink(missing_ok=True)
-        (folder / f"{name}.safetensors").unlink(missing_ok=True)
-    for name in (METRICS_FILE, RUN_FILE):
-        (folder / name).unlink(missing_ok=True)
 
 
 class _Training:
@@ -195,8 +184,9 @@ class _Training:
 
     def run(self) -> TrainResult:
         """Train to the end of the schedule and write the final weights."""
-        if self._was_finished():
-            return self._result(did_train=False)
+        done = finished_result(self.folder, self.before, self.settings, self.plan)
+        if done is not None:
+            return done
         self._go_on()
         total = self.schedule.total_steps
         self.progress.start(f"train {self.where}", total if total is not None else round(self.schedule.budget_s or 0.0))
@@ -206,8 +196,11 @@ class _Training:
             StopRequest() as stop,
             Prefetcher(self.train_reader.read, self.counters.step, self.settings.prefetch) as ahead,
         ):
+            told_at = self.counters.step + telling.ANNOUNCED_AFTER_STEPS
             while not self._is_over():
                 self._train_step(ahead)
+                if self.counters.step == told_at:
+                    self._announce()
                 if self.schedule.ends_epoch(self.counters.epoch_steps, self.counters.epoch_s):
                     self._end_epoch()
                 elif stop.is_set or self.clock.used_s() - self.saved_at_s >= self.settings.checkpoint_interval_s:
@@ -219,7 +212,7 @@ class _Training:
         self._write_model(WEIGHTS)
         self._write_run("finished")
         self.progress.finish(self._note())
-        return self._result(did_train=True)
+        return self._result()
 
     # --- Steps -----------------------------------------------------------------------------------------------------
 
@@ -337,18 +330,6 @@ class _Training:
 
     # --- Going on --------------------------------------------------------------------------------------------------
 
-    def _was_finished(self) -> bool:
-        """Whether an earlier start did all of what this one is asked to do."""
-        before = self.before
-        asked = (self.settings.num_epochs, self.settings.time_budget_s)
-        return (
-            before is not None
-            and before.status == "finished"
-            and (before.num_epochs, before.time_budget_s) == asked
-            and before.plan_digest == self.plan.digest()
-            and (self.folder / f"{WEIGHTS}.json").is_file()
-        )
-
     def _go_on(self) -> None:
         """Load the newest checkpoint, if there is one."""
         found = checkpoint.newest(self.folder)
@@ -356,18 +337,7 @@ class _Training:
             write_metrics(self.folder, ())
             return
         stored, fresh = found.counters, self.counters
-        if stored.network_digest != fresh.network_digest:
-            raise ConfigError(
-                f"{self.where} was trained with another network than the plan has now",
-                hint="Use --restart to train it anew, or plan as before.",
-            )
-        if stored.seed != fresh.seed:
-            raise ConfigError(
-                f"{self.where} was trained with seed {stored.seed}, not {fresh.seed}",
-                hint="Use --restart to train it anew, or the same seed.",
-            )
-        if stored.configuration_digest != fresh.configuration_digest:
-            log.warning("%s goes on with settings that differ from those of its first part", self.where)
+        require_fit(stored, fresh, self.where)
         self.learner.restore(found.tensors, (stored.loss_scale, stored.loss_scale_growth))
         self.counters = stored.model_copy(update={"configuration_digest": fresh.configuration_digest})
         self.clock.used_before_s = stored.used_s
@@ -402,25 +372,9 @@ class _Training:
     def _write_run(self, status: Status) -> None:
         self.outputs.write_run(status, self.counters, self.clock.used_s(), self.validation_patches)
 
-    def _result(self, *, did_train: bool) -> TrainResult:
-        if not did_train and self.before is not None:
-            records = read_metrics(self.folder)
-            return TrainResult(
-                self.folder,
-                self.before.epochs,
-                self.before.steps,
-                self.before.seconds,
-                did_train,
-                records[-1] if records else None,
-            )
-        return TrainResult(
-            self.folder,
-            self.counters.epoch,
-            self.counters.step,
-            self.clock.used_s(),
-            did_train,
-            self.records[-1] if self.records else None,
-        )
+    def _result(self) -> TrainResult:
+        counters, last = self.counters, self.records[-1] if self.records else None
+        return TrainResult(self.folder, counters.epoch, counters.step, self.clock.used_s(), did_train=True, last=last)
 
     def _progress_made(self) -> int:
         """Steps done, or whole seconds used under a time budget."""
@@ -429,15 +383,18 @@ class _Training:
         return min(round(self.counters.used_s), round(self.schedule.budget_s or 0.0))
 
     def _note(self) -> str:
-        counters = self.counters
-        parts = [f"epoch {counters.epoch}"]
-        if counters.epoch_steps:
-            parts.append(f"loss {counters.epoch_loss_sum / counters.epoch_steps:.3f}")
-        elif self.records:
-            parts.append(f"loss {self.records[-1].train_loss:.3f}")
-        parts.append(f"lr {self.rate:.2g}")
-        if counters.ema_pseudo_dice is not None:
-            parts.append(f"pseudo-Dice {counters.ema_pseudo_dice:.3f}")
-        left = round(self.schedule.left_s(counters.step, self.clock.used_s(), counters.step_s))
-        parts += [f"{counters.step_s:.2f} s/step", f"{left // 60}:{left % 60:02d} left"]
-        return ", ".join(parts)
+        last_loss = self.records[-1].train_loss if self.records else None
+        return telling.note(self.counters, last_loss, self.rate, self.schedule, self.clock.used_s())
+
+    def _announce(self) -> None:
+        log.info(
+            telling.announcement(
+                self.where,
+                self.schedule,
+                self.counters,
+                self.clock.used_s(),
+                device=str(self.device),
+                precision=self.precision,
+                now=datetime.now(),
+            )
+        )
