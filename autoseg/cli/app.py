@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import typer
 
 from autoseg.cli import check, demo, evaluate, info, plan, predict, report, run, train
-from autoseg.cli.output import configure_logging, render_error, stderr
-from autoseg.errors import AutosegError
+from autoseg.cli.output import TerminalProgress, configure_logging, render_error, stderr
+from autoseg.errors import AutosegError, ConfigError
 
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
@@ -52,11 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=words, prog_name="autoseg")
     except AutosegError as error:
+        TerminalProgress.close_active()
         render_error(error)
         return error.exit_code
     except SystemExit as leave:
-        if isinstance(leave.__context__, KeyboardInterrupt):
+        if leave.code == EXIT_INTERRUPTED:
+            TerminalProgress.close_active()
             stderr.print("Interrupted. Nothing that was finished is lost; the same command goes on.")
-            return EXIT_INTERRUPTED
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except OSError as problem:
+        # A full disk, a folder that may not be written: the machine's, not a bug of ours.
+        TerminalProgress.close_active()
+        render_error(ConfigError(f"{problem.filename or 'a file'} cannot be read or written: {problem.strerror}"))
+        return ConfigError.exit_code
+    finally:
+        TerminalProgress.close_active()
     return 0

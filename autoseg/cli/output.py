@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -57,6 +57,14 @@ def emit_json(data: Any, target: str) -> None:
 class TerminalProgress:
     """A bar on a terminal; elsewhere a line at the start, every few seconds, and at the end."""
 
+    _active: ClassVar[TerminalProgress | None] = None
+
+    @classmethod
+    def close_active(cls) -> None:
+        """Take a running bar off the terminal and give the cursor back; before messages about errors."""
+        if cls._active is not None:
+            cls._active._close()
+
     def __init__(self) -> None:
         self._bars: RichBars | None = None
         self._task: Any = None
@@ -84,6 +92,7 @@ class TerminalProgress:
             console=stderr,
         )
         self._bars.start()
+        TerminalProgress._active = self
         self._task = self._bars.add_task(escape(description), total=total, note="")
 
     def advance(self, step: int = 1, note: str = "") -> None:
@@ -109,3 +118,4 @@ class TerminalProgress:
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+            TerminalProgress._active = None

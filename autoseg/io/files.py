@@ -5,22 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from autoseg.errors import AutosegError, ConfigError
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
 _HASH_CHUNK_BYTES = 1 << 20
+
+_WAIT_INTERVAL_S = 0.2
+"""Between two looks at a lock that is waited for."""
 
 
 def _temporary_name(path: Path) -> Path:
-    """A name in the same folder, so that renaming is atomic, with the same ending, by which writers choose formats."""
-    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    """A name in the same folder, so that renaming is atomic, with the same ending, by which writers choose formats.
+
+    No other process has it, on this host or another that shares the folder.
+    """
+    return path.with_name(f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -111,6 +124,15 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _started_at(pid: int) -> str:
+    """When a process of this host started, in the system's own unit; empty where the system does not tell."""
+    try:
+        # Field 22; the second field is the command in parentheses and may hold anything.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -121,61 +143,89 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder's locks for a moment, where the file system can."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems have no locks of this kind; then two takers in the same instant are not told apart.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class _Owner(NamedTuple):
+    """Who holds a lock: a process number is used again some day, so its start counts too."""
+
+    host: str
+    pid: int
+    started_at: str
+
+    @classmethod
+    def this_process(cls) -> Self:
+        return cls(socket.gethostname(), os.getpid(), _started_at(os.getpid()))
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is certain that the owner has ended; of another host nothing is certain."""
+        if self.host != socket.gethostname():
+            return False
+        return not _is_alive(self.pid) or self.started_at != _started_at(self.pid)
+
+
 class Lock:
-    """One owner at a time for a folder, by a file with host and pid; the lock of a dead process is taken over.
+    """One owner at a time for a folder, by a file with host and process; the lock of a dead process is taken over.
 
     Args:
         path: The lock file.
         what: What is locked, for messages ("fold 0 of 3d_fullres").
+        wait: Wait until it is free instead of raising.
 
     Raises:
         ConfigError: On entering, when a live process on this host, or any on another host, holds it.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path, what: str, *, wait: bool = False) -> None:
         self._path = Path(path)
         self._what = what
+        self._wait = wait
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Two tries: the second after a stale lock was removed.
-        for _ in range(2):
-            if self._take():
-                return self
-            self._remove_if_stale()
-        raise ConfigError(f"{self._what} is in use by another process that has just taken {self._path}")
+        while (owner := self._take()) is not None:
+            if not self._wait:
+                raise ConfigError(
+                    f"{self._what} is in use by process {owner.pid} on {owner.host}",
+                    hint=f"Wait for it or stop it. If that process is gone, delete {self._path}.",
+                )
+            time.sleep(_WAIT_INTERVAL_S)
+        return self
 
-    def _take(self) -> bool:
-        """Make the lock file, already filled, unless there is one: a hard link never replaces a file."""
-        temporary = _temporary_name(self._path)
-        temporary.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-        try:
-            os.link(temporary, self._path)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
-        return True
+    def _take(self) -> _Owner | None:
+        """Make the lock file ours; the owner when somebody else holds it."""
+        with _alone_in(self._path.parent):
+            owner = self._owner()
+            if owner is not None and not owner.is_gone:
+                return owner
+            self._path.write_text(json.dumps(_Owner.this_process()._asdict()))
+            return None
 
-    def _remove_if_stale(self) -> None:
+    def _owner(self) -> _Owner | None:
         try:
-            owner = json.loads(self._path.read_text())
-            host, pid = str(owner["host"]), int(owner["pid"])
-        except FileNotFoundError:
-            return
-        except (ValueError, KeyError, TypeError):
-            # Not written by us, or cut short by a full disk: nobody owns it.
-            self._path.unlink(missing_ok=True)
-            return
-        if host == socket.gethostname() and (pid == os.getpid() or not _is_alive(pid)):
-            self._path.unlink(missing_ok=True)
-            return
-        raise ConfigError(
-            f"{self._what} is in use by process {pid} on {host}",
-            hint=f"Wait for it or stop it. If that process is gone, delete {self._path}.",
-        )
+            data = json.loads(self._path.read_text())
+            return _Owner(str(data["host"]), int(data["pid"]), str(data.get("started_at", "")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            # Not there, or cut short by a full disk: nobody owns it.
+            return None
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._path.unlink(missing_ok=True)
+        with _alone_in(self._path.parent):
+            if self._owner() == _Owner.this_process():
+                self._path.unlink(missing_ok=True)

@@ -52,6 +52,8 @@ def map_cases(
                 results[case.id] = future.result()
             except AutosegError as error:
                 problems.append(f"{case.id}: {error.message}")
+            except (OSError, MemoryError) as error:
+                problems.append(f"{case.id}: {str(error) or type(error).__name__}")
             progress.advance()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

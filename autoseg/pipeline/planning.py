@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from autoseg.checking.doctor import check_dataset
 from autoseg.checking.findings import CheckReport
 from autoseg.config import PlanSettings, Settings
-from autoseg.domain.dataset import Case, Dataset
+from autoseg.domain.dataset import Case, Dataset, Splits
 from autoseg.domain.fingerprint import Budget, CaseStats, Fingerprint
 from autoseg.domain.layouts import load_dataset
 from autoseg.domain.plan import Plan
-from autoseg.domain.splits import dataset_splits
+from autoseg.domain.splits import dataset_splits, splits_problems
 from autoseg.errors import ConfigError, PlanError
 from autoseg.io.files import read_json
 from autoseg.io.images import read_case, read_labels
@@ -22,6 +23,11 @@ from autoseg.planning.overrides import apply_overrides
 from autoseg.planning.planner import make_plan
 from autoseg.preprocessing.measure import measure_case, merge
 from autoseg.runtime import Progress, num_cpus
+
+log = logging.getLogger("autoseg")
+
+MIN_PATIENTS = 2
+"""Fewer cannot be split into cases to learn from and cases to hold out."""
 
 
 def check(dataset_path: Path, *, progress: Progress = SILENT) -> CheckReport:
@@ -88,6 +94,18 @@ def plan(
     return planned
 
 
+def _warn_of_left_out_cases(run_folder: RunFolder, splits: Splits, dataset: Dataset) -> None:
+    dealt = {case_id for fold in splits.folds for case_id in (*fold.train, *fold.validation)}
+    left_out = [case.id for case in dataset.cases if case.id not in dealt]
+    if left_out:
+        log.warning(
+            "%d cases are in no fold of %s, %s first; delete that file to have new folds made",
+            len(left_out),
+            run_folder.splits_file,
+            left_out[0],
+        )
+
+
 def _make_plan(fingerprint: Fingerprint, dataset: Dataset, settings: PlanSettings) -> Plan:
     planned = make_plan(
         fingerprint,
@@ -114,11 +132,16 @@ def _refuse_models_of_another_plan(run_folder: RunFolder, planned: Plan) -> None
 
 
 def _write_splits(run_folder: RunFolder, dataset: Dataset, fingerprint: Fingerprint, seed: int) -> None:
-    """Write the folds; folds that are there already, for the same cases, are kept (people edit them)."""
+    """Write the folds; folds that are there already and fit the cases are kept, because people edit them."""
     if run_folder.splits_file.is_file():
-        known = {case_id for fold in run_folder.read_splits().folds for case_id in (*fold.train, *fold.validation)}
-        if known == {case.id for case in dataset.cases}:
+        splits = run_folder.read_splits()
+        if not splits_problems(splits, dataset.cases):
+            _warn_of_left_out_cases(run_folder, splits, dataset)
             return
+    if len({case.patient or case.id for case in dataset.cases}) < MIN_PATIENTS:
+        rule = "no folds: a single case or patient cannot be trained on and held out at once"
+        run_folder.write(run_folder.splits_file, Splits(rule=rule, folds=()))
+        return
     presence = {
         stats.case: frozenset(index for index, voxels in enumerate(stats.class_voxels, start=1) if voxels)
         for stats in fingerprint.cases

@@ -232,6 +232,11 @@ def _choose_folds(run_folder: RunFolder, fold: str, dataset: Dataset) -> tuple[t
     if fold == FOLD_ALL:
         return (("all", Fold(train=tuple(case.id for case in dataset.cases), validation=())),)
     folds = run_folder.read_splits().folds
+    if not folds:
+        raise ConfigError(
+            f"{run_folder.splits_file} has no folds: the data set has too few cases to hold any out",
+            hint="Train on every case with --fold all.",
+        )
     if fold == "each":
         return tuple(enumerate(folds))
     if not fold.isdigit() or int(fold) >= len(folds):
