@@ -68,7 +68,9 @@ class DeviceMemoryError(AutosegError):
 
 
 class TrainingDiverged(AutosegError):
-    """The loss or its gradient is no longer a finite number."""
+    """The loss or its gradient is no longer a finite number: the data or the settings drove it there, not a bug."""
+
+    exit_code = 3
 
 
 class TrainingInterrupted(AutosegError):

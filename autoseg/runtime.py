@@ -8,15 +8,15 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, DeviceMemoryError
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,9 @@ _TOP_PAD_BYTES = 256 * 2**20
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _KIB = 1024
+
+# How plain RuntimeErrors of torch say that memory ran out: its allocator for the CPU, C++ itself, its MPS allocator.
+_OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator: ", "bad_alloc", "MPS backend out of memory")
 
 
 class Progress(Protocol):
@@ -177,6 +180,36 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return torch.autocast(device.type, dtype=kinds[precision], enabled=precision != "fp32")
+
+
+@contextmanager
+def device_memory_errors(what: str, hint: str) -> Iterator[None]:
+    """Turn whatever says that memory ran out inside the block into one kind of error; other errors pass untouched.
+
+    Args:
+        what: What ran out of memory and doing what; begins the message.
+        hint: What to do next.
+
+    Raises:
+        DeviceMemoryError: The block raised torch.OutOfMemoryError, MemoryError, or a RuntimeError by which torch says
+            that an allocator (on the CPU, on MPS) got no memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as problem:
+        if not _is_out_of_memory(problem):
+            raise
+        # "[enforce fail at FILE] err == 0. DefaultCPUAllocator: can't allocate ...": only the end is for people.
+        reason = str(problem).rpartition("DefaultCPUAllocator: ")[2]
+        raise DeviceMemoryError(f"{what}: {reason}" if reason else what, hint=hint) from None
+
+
+def _is_out_of_memory(problem: MemoryError | RuntimeError) -> bool:
+    import torch
+
+    if isinstance(problem, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(text in str(problem) for text in _OUT_OF_MEMORY_TEXTS)
 
 
 def one_core_each() -> Callable[[], None]:

@@ -21,7 +21,7 @@ from autoseg.domain.plan import (
     TrainingPlan,
 )
 from autoseg.evaluation.crossval import FoldEvaluation, evaluate_cases
-from autoseg.io.files import write_text
+from autoseg.io.files import write_json, write_text
 from autoseg.io.images import write_image, write_labels
 from autoseg.io.run_folder import RunFolder
 from autoseg.training.records import EpochRecord, RunRecord, write_metrics, write_run
@@ -189,4 +189,4 @@ def _write_fold(
             peak_memory_bytes=2_100_000_000,
         ),
     )
-    write_text(folder / "weights.json", "{}")
+    write_json(folder / "weights.json", {"weights_sha256": scored.weights_sha256})

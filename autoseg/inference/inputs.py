@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from autoseg.domain.dataset import Case
 from autoseg.domain.endings import PICTURE_ENDINGS, is_image_name, list_images, split_ending
-from autoseg.errors import ConfigError
+from autoseg.errors import AutosegError, ConfigError
 from autoseg.io.images import read_header
-
-log = logging.getLogger("autoseg")
 
 PICTURE_OUTPUT_ENDING = ".png"
 """Label maps of pictures: lossless, whatever the picture's format. Source: design, section 3."""
+
+_ALPHA_COMPONENTS = (2, 4)
+"""Grey and alpha, colour and alpha: reading drops an alpha that says nothing."""
+
+_HINT = (
+    "Name the channels of case X as X_0000.ext, X_0001.ext ... or give the files of one case. Of files with more "
+    "channels than the model takes, name those to use, such as imagesTr/*_0000.nii.gz; where each file is a case of "
+    "its own, rename them so that no name ends in _0000, _0001 ..."
+)
 
 _CHANNEL_NAME = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
@@ -26,10 +32,11 @@ Files = list[tuple[str, Path]]
 def find_cases(inputs: Sequence[Path], num_channels: int) -> tuple[Case, ...]:
     """Sort files into cases.
 
-    Files named X_0000.ext, X_0001.ext and so on are the channels of case X (those beyond the model's channels are left
-    out, with a warning; a lone X_0000.ext holds every channel itself). Of the others, for a model of one channel each
-    file is a case. For a model of C channels each file is a case if every one holds C channels itself; otherwise
-    exactly C files are the channels, in the order given, of one case named by the first.
+    Files named X_0000.ext, X_0001.ext and so on are the channels of case X, exactly as many as the model's (a lone
+    X_0000.ext holds every channel itself). Of the others, for a model of one channel each file is a case. For a model
+    of C channels each file is a case if some of them hold C channels themselves; otherwise exactly C files of one
+    channel each are the channels, in the order given, of one case named by the first. A file that cannot be read stops
+    nothing here: its case fails when it is read.
 
     Args:
         inputs: Image files, and folders whose image files are all taken (subfolders are not).
@@ -53,9 +60,9 @@ def find_cases(inputs: Sequence[Path], num_channels: int) -> tuple[Case, ...]:
     problems += [f"several inputs give the case {name}" for name in doubled]
     if problems:
         raise ConfigError(
-            f"the inputs cannot be sorted into cases for a model of {num_channels} channels",
+            f"inputs do not make cases for a model with {num_channels} channel{'' if num_channels == 1 else 's'}",
             problems=problems,
-            hint="Name the channels of case X as X_0000.ext, X_0001.ext ... or give the files of one case.",
+            hint=_HINT,
         )
     return tuple(sorted(cases, key=lambda case: case.id))
 
@@ -111,14 +118,11 @@ def _case_of_channels(name: str, channels: Mapping[int, Path], num_channels: int
     if missing:
         problems.append(f"case {name} lacks the channels {', '.join(f'{number:04d}' for number in missing)}")
         return None
-    unused = sorted(set(channels) - set(range(num_channels)))
-    if unused:
-        log.warning(
-            "case %s: the model takes %d channels, %s left out",
-            name,
-            num_channels,
-            ", ".join(channels[number].name for number in unused),
-        )
+    surplus = sorted(set(channels) - set(range(num_channels)))
+    if surplus:
+        names = ", ".join(channels[number].name for number in surplus)
+        problems.append(f"case {name} has more channels than the model's {num_channels}: {names} would be left out")
+        return None
     return Case(id=name, images=tuple(str(channels[number]) for number in range(num_channels)))
 
 
@@ -126,9 +130,32 @@ def _cases_of_plain_files(files: Sequence[Path], num_channels: int, problems: li
     each = [Case(id=split_ending(file)[0], images=(str(file),)) for file in files]
     if num_channels == 1 or not files:
         return each
-    if all(read_header(file).components == num_channels for file in files):
+    readable = [counts for file in files if (counts := _channel_counts(file))]
+    # Where no file can be read there is nothing to tell them apart by, and each fails alone.
+    if not readable or any(num_channels in counts for counts in readable):
         return each
-    if len(files) == num_channels:
+    if len(files) == num_channels and all(counts == {1} for counts in readable):
         return [Case(id=each[0].id, images=tuple(str(file) for file in files))]
-    problems.append(f"{len(files)} files without channel numbers, expected exactly {num_channels} (one case)")
+    problems.append(
+        f"{len(files)} files without channel numbers, expected exactly {num_channels} of one channel each (one case), "
+        f"or {num_channels} channels in each file; they hold {_in_words(readable)}"
+    )
     return []
+
+
+def _channel_counts(file: Path) -> frozenset[int]:
+    """How many channels a file may turn out to hold when it is read; none if it cannot be read."""
+    try:
+        components = read_header(file).components
+    except (AutosegError, OSError):
+        return frozenset()
+    is_picture = split_ending(file)[1].lower() in PICTURE_ENDINGS
+    if is_picture and components in _ALPHA_COMPONENTS:
+        return frozenset({components, components - 1})
+    return frozenset({components})
+
+
+def _in_words(readable: Iterable[frozenset[int]]) -> str:
+    """The different numbers of components, the alpha counted: "1 or 4 components"."""
+    numbers = sorted({max(counts) for counts in readable})
+    return f"{' or '.join(map(str, numbers))} component{'' if numbers == [1] else 's'}"

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from autoseg.runtime import (
     Progress,
     autocast,
     configure_allocator,
+    device_memory_errors,
     one_core_each,
     pick_device,
     pick_precision,
@@ -42,7 +43,9 @@ _BATCH_VOXELS_ELSEWHERE = 2**22
 _MAX_TILE_BATCH = 32
 
 # What may be wrong with one case while the next can still be fine.
-_CASE_ERRORS = (AutosegError, OSError, MemoryError)
+_CASE_ERRORS = (AutosegError, OSError)
+
+_MEMORY_HINT = "Close other programs, or use a machine with more memory."
 
 T = TypeVar("T")
 
@@ -61,6 +64,7 @@ class Predictor:
     Raises:
         ConfigError: Device, precision, overlap or tile_batch are not possible.
         ModelError: There is no model, or the models do not belong together.
+        DeviceMemoryError: The device has too little memory for the networks.
     """
 
     def __init__(
@@ -84,7 +88,8 @@ class Predictor:
         self.tile_batch = _default_tile_batch(network.patch_size, self.device) if tile_batch is None else tile_batch
         if self.tile_batch < 1:
             raise ConfigError(f"at least one tile goes through the network at a time, got {self.tile_batch}")
-        networks = [_resident(model, self.device, self.precision) for model in models]
+        with device_memory_errors(f"{self.device} has too little memory for the networks", _device_hint(self.device)):
+            networks = [_resident(model, self.device, self.precision) for model in models]
         mirror_axes = self.settings.inference.mirror_axes if tta == "full" else ()
         self._forward = mirrored(
             _averaged(networks, network.dims, self.device, self.precision), _tile_axes(mirror_axes, network.dims)
@@ -112,7 +117,8 @@ class Predictor:
 
     def prepare(self, volume: Volume) -> Prepared:
         """The first half of a prediction, without the network: may run in another thread."""
-        return apply(volume, self.settings.preprocess)
+        with device_memory_errors("memory ran out while preparing an image", _MEMORY_HINT):
+            return apply(volume, self.settings.preprocess)
 
     def logits(self, prepared: Prepared) -> tuple[int, Iterator[tuple[int, int, Tensor]]]:
         """Logits on the prepared grid: the streaming axis, and slabs along it as `stream_logits` gives them."""
@@ -128,16 +134,11 @@ class Predictor:
 
     def segment(self, prepared: Prepared) -> LabelMap:
         """The second half of a prediction; see `__call__`."""
-        try:
-            with torch.inference_mode():
-                axis, stream = self.logits(prepared)
-                return labels_from_stream(stream, axis, prepared.trail, self.settings.preprocess, self.labels)
-        except torch.OutOfMemoryError as problem:
-            raise DeviceMemoryError(
-                f"{self.device} ran out of memory with {self.tile_batch} tiles of {self.settings.network.patch_size} "
-                f"voxels at a time: {problem}",
-                hint="Close other programs on the device, or use --device cpu.",
-            ) from None
+        patch = self.settings.network.patch_size
+        what = f"{self.device} ran out of memory with {self.tile_batch} tiles of {patch} voxels at a time"
+        with device_memory_errors(what, _device_hint(self.device)), torch.inference_mode():
+            axis, stream = self.logits(prepared)
+            return labels_from_stream(stream, axis, prepared.trail, self.settings.preprocess, self.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +148,25 @@ class PredictionOutcome:
     Attributes:
         written: Label maps, in the order of the cases.
         failures: One line a failed case, naming it.
+        num_short_of_memory: How many of them failed for want of memory.
     """
 
     written: tuple[Path, ...]
     failures: tuple[str, ...]
+    num_short_of_memory: int = 0
 
     def raise_failures(self) -> None:
-        """Raise one DatasetError that lists the failed cases, if there are any."""
-        if self.failures:
-            total = len(self.written) + len(self.failures)
-            raise DatasetError(f"{len(self.failures)} of {total} cases could not be segmented", problems=self.failures)
+        """Raise one error that lists the failed cases, if there are any.
+
+        Raises:
+            DeviceMemoryError: Every one failed for want of memory.
+            DatasetError: Some failed otherwise.
+        """
+        if not self.failures:
+            return
+        kind = DeviceMemoryError if self.num_short_of_memory == len(self.failures) else DatasetError
+        total = len(self.written) + len(self.failures)
+        raise kind(f"{len(self.failures)} of {total} cases could not be segmented", problems=self.failures)
 
 
 def predict_cases(
@@ -190,6 +200,7 @@ def predict_cases(
     Raises:
         ConfigError: An output would overwrite an input, or a setting is not possible.
         ModelError: See `Predictor`.
+        DeviceMemoryError: See `Predictor`; where memory ran out for single cases the outcome says so.
     """
     targets = [Path(out) / f"{case.id}{ending or output_ending(case)}" for case in cases]
     _refuse_overwriting(cases, targets)
@@ -204,29 +215,32 @@ class _Attempt(Generic[T]):
 
     value: T | None = None
     failure: str | None = None
+    is_short_of_memory: bool = False
 
 
 def _attempt(step: Callable[[], T]) -> _Attempt[T]:
     try:
-        return _Attempt(value=step())
+        with device_memory_errors("memory ran out", _MEMORY_HINT):
+            return _Attempt(value=step())
     except _CASE_ERRORS as problem:
-        return _Attempt(failure=str(problem) or type(problem).__name__)
+        failure = str(problem) or type(problem).__name__
+        return _Attempt(failure=failure, is_short_of_memory=isinstance(problem, DeviceMemoryError))
 
 
 def _run(predictor: Predictor, cases: Sequence[Case], targets: Sequence[Path], progress: Progress) -> PredictionOutcome:
     """Read, segment and write in three threads, one case apart."""
     progress.start("Segmenting", len(cases))
     written: list[Path] = []
-    failures: list[str] = []
+    failures: list[tuple[str, bool]] = []
 
     def read(case: Case) -> _Attempt[Prepared]:
         return _attempt(lambda: predictor.prepare(read_case(case, predictor.num_channels)))
 
-    def note(case: Case, target: Path, failure: str | None) -> None:
-        if failure is None:
+    def note(case: Case, target: Path, outcome: _Attempt[Any]) -> None:
+        if outcome.failure is None:
             written.append(target)
         else:
-            failures.append(f"{case.id}: {failure}")
+            failures.append((f"{case.id}: {outcome.failure}", outcome.is_short_of_memory))
         progress.advance(note=case.id)
 
     beside = one_core_each()
@@ -241,27 +255,28 @@ def _run(predictor: Predictor, cases: Sequence[Case], targets: Sequence[Path], p
             while writing:
                 _note_written(writing.pop(), note)
             if outcome.value is None:
-                note(case, target, outcome.failure)
+                note(case, target, outcome)
                 continue
             labels, geometry = outcome.value
             writing.append((case, target, writer.submit(_write, target, labels, geometry)))
         while writing:
             _note_written(writing.pop(), note)
     progress.finish(f"{len(written)} label maps")
-    return PredictionOutcome(tuple(written), tuple(failures))
+    num_short_of_memory = sum(is_short for _, is_short in failures)
+    return PredictionOutcome(tuple(written), tuple(text for text, _ in failures), num_short_of_memory)
 
 
 def _note_written(
-    item: tuple[Case, Path, Future[_Attempt[None]]], note: Callable[[Case, Path, str | None], None]
+    item: tuple[Case, Path, Future[_Attempt[None]]], note: Callable[[Case, Path, _Attempt[Any]], None]
 ) -> None:
     case, target, future = item
-    note(case, target, future.result().failure)
+    note(case, target, future.result())
 
 
 def _segment(predictor: Predictor, prepared: _Attempt[Prepared]) -> _Attempt[tuple[LabelMap, Geometry]]:
     image = prepared.value
     if image is None:
-        return _Attempt(failure=prepared.failure)
+        return _Attempt(failure=prepared.failure, is_short_of_memory=prepared.is_short_of_memory)
     return _attempt(lambda: (predictor.segment(image), image.trail.geometry))
 
 
@@ -300,6 +315,10 @@ def _common_settings(models: Sequence[Model]) -> Configuration:
     return first.settings
 
 
+def _device_hint(device: torch.device) -> str:
+    return _MEMORY_HINT if device.type == "cpu" else "Close other programs on the device, or use --device cpu."
+
+
 def _default_tile_batch(patch_size: Sequence[int], device: torch.device) -> int:
     budget = _BATCH_VOXELS.get(device.type, _BATCH_VOXELS_ELSEWHERE)
     return max(1, min(_MAX_TILE_BATCH, budget // prod(patch_size)))
@@ -333,8 +352,11 @@ def _averaged(networks: Sequence[nn.Module], dims: int, device: torch.device, pr
         if dims == 2:
             x = x.squeeze(2)
         with autocast(device, "fp32" if is_cast else precision):
-            outputs = [network(x).to(torch.float32) for network in networks]
-        mean = outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(dim=0)
+            total: Tensor = networks[0](x).to(torch.float32)
+            # Summed as they come: the outputs of two networks are in memory, however many there are.
+            for network in networks[1:]:
+                total = total.add_(network(x))
+        mean = total if len(networks) == 1 else total.div_(len(networks))
         return mean.unsqueeze(2) if dims == 2 else mean
 
     return forward

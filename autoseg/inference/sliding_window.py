@@ -127,16 +127,21 @@ def stream_logits(
     Yields:
         start, stop, logits: rows [start, stop) of the image along `grid.stream_axis`; (K, D, H, W) float32 with
         stop - start entries on that axis and the whole image on the others. Together they cover the image once.
+        Each is a view of the sums that holds until the next is asked for: copy what is to be kept.
     """
     accumulator = _Accumulator(grid, sigma_fraction)
     padded = _padded(image, grid)
     tiles = list(grid.tiles())
     for first in range(0, len(tiles), tile_batch):
         batch = tiles[first : first + tile_batch]
+        # Finished rows are used before the network runs, and its outputs go before it runs again: neither finds the
+        # other's memory taken.
+        yield from accumulator.finish(batch[0][grid.stream_axis])
         outputs = forward(torch.stack([padded[(slice(None), *_box(start, grid))] for start in batch]))
         for start, logits in zip(batch, outputs, strict=True):
             yield from accumulator.finish(start[grid.stream_axis])
             accumulator.add(start, logits)
+        del outputs, logits
     yield from accumulator.finish(grid.padded_shape[grid.stream_axis])
 
 
@@ -171,19 +176,28 @@ class _Accumulator:
         count = next_row - self._first_row
         if self._sums is None or count <= 0:
             return
-        done = self._sums.narrow(axis + 1, 0, count)
-        fresh = torch.zeros_like(self._sums)
-        kept = grid.patch_size[axis] - count
-        fresh.narrow(axis + 1, 0, kept).copy_(self._sums.narrow(axis + 1, count, kept))
-        first, self._sums, self._first_row = self._first_row, fresh, next_row
-        low = max(first, grid.padding[axis])
+        low = max(self._first_row, grid.padding[axis])
         high = min(next_row, grid.padding[axis] + grid.shape[axis])
-        if low >= high:
+        if low < high:
+            done = self._sums.narrow(axis + 1, low - self._first_row, high - low)
+            for other in range(3):
+                if other != axis:
+                    done = done.narrow(other + 1, grid.padding[other], grid.shape[other])
+            yield low - grid.padding[axis], high - grid.padding[axis], done
+        self._move_up(count)
+        self._first_row = next_row
+
+    def _move_up(self, count: int) -> None:
+        """Drop the first rows, in place: the others take their room, and zeros the room that becomes free."""
+        if self._sums is None:
             return
-        for other in range(3):
-            if other != axis:
-                done = done.narrow(other + 1, grid.padding[other], grid.shape[other])
-        yield low - grid.padding[axis], high - grid.padding[axis], done.narrow(axis + 1, low - first, high - low)
+        dim = self._grid.stream_axis + 1
+        kept = self._sums.shape[dim] - count
+        # At most `count` rows at a time, so that no copy reads where it writes.
+        for first in range(0, kept, count):
+            rows = min(count, kept - first)
+            self._sums.narrow(dim, first, rows).copy_(self._sums.narrow(dim, first + count, rows))
+        self._sums.narrow(dim, kept, count).zero_()
 
 
 def _normalised_weights(grid: TileGrid, axis: int, sigma_fraction: float) -> dict[int, NDArray[np.float32]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -24,8 +25,13 @@ except ImportError:  # not a POSIX system
 
 _HASH_CHUNK_BYTES = 1 << 20
 
+log = logging.getLogger("autoseg")
+
 _WAIT_INTERVAL_S = 0.2
 """Between two looks at a lock that is waited for."""
+
+_TELL_INTERVAL_S = 30.0
+"""Between two messages about a lock that is waited for: its owner may have died on another host."""
 
 
 def _temporary_name(path: Path) -> Path:
@@ -197,12 +203,15 @@ class Lock:
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        told_at = time.monotonic() + _TELL_INTERVAL_S
         while (owner := self._take()) is not None:
+            message = f"{self._what} is in use by process {owner.pid} on {owner.host}"
+            hint = f"If that process is gone, delete {self._path}."
             if not self._wait:
-                raise ConfigError(
-                    f"{self._what} is in use by process {owner.pid} on {owner.host}",
-                    hint=f"Wait for it or stop it. If that process is gone, delete {self._path}.",
-                )
+                raise ConfigError(message, hint=f"Wait for it or stop it. {hint}")
+            if time.monotonic() >= told_at:
+                log.warning("waiting: %s. %s", message, hint)
+                told_at += _TELL_INTERVAL_S
             time.sleep(_WAIT_INTERVAL_S)
         return self
 

@@ -123,6 +123,16 @@ def read_card(folder: Path, name: str = WEIGHTS) -> ModelCard:
     return ModelCard.from_json(read_text(path, ModelError), path, ModelError)
 
 
+def is_whole(folder: Path, name: str = WEIGHTS) -> bool:
+    """Whether a model is there with its card and the weights that the card names; nothing else is checked."""
+    try:
+        checksum = read_card(folder, name).weights_sha256
+    except ModelError:
+        return False
+    path = Path(folder) / f"{name}.safetensors"
+    return path.is_file() and file_digest(path) == checksum
+
+
 def load_model(folder: Path, name: str = WEIGHTS) -> Model:
     """Read a model and check that its files are whole and belong together.
 

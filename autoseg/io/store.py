@@ -103,19 +103,23 @@ class StoredCase:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file, header = _open(path)
         self.id = header.id
         self.spacing_mm = header.spacing_mm
-        self._image = self._file.get_slice("image")
-        self._labels = self._file.get_slice("labels")
+        names = [name for name in self._file.keys() if name.startswith(_FOREGROUND)]  # noqa: SIM118
+        classes = sorted(int(name.removeprefix(_FOREGROUND)) for name in names)
+        try:
+            self._image = self._file.get_slice("image")
+            self._labels = self._file.get_slice("labels")
+            self.foreground: Mapping[int, NDArray[np.int32]] = {
+                index: self._file.get_tensor(f"{_FOREGROUND}{index}") for index in classes
+            }
+        except SafetensorError as problem:
+            raise _unreadable(path, problem) from None
         channels, depth, height, width = self._image.get_shape()
         self.channels = int(channels)
         self.shape = (int(depth), int(height), int(width))
-        names = [name for name in self._file.keys() if name.startswith(_FOREGROUND)]  # noqa: SIM118
-        classes = sorted(int(name.removeprefix(_FOREGROUND)) for name in names)
-        self.foreground: Mapping[int, NDArray[np.int32]] = {
-            index: self._file.get_tensor(f"{_FOREGROUND}{index}") for index in classes
-        }
 
     def read(self, start: Sequence[int], stop: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """Copies of one box of image (C, d, h, w) and labels (d, h, w).
@@ -126,11 +130,15 @@ class StoredCase:
 
         Raises:
             ValueError: The box is empty or reaches outside.
+            DatasetError: The file is damaged.
         """
         if not all(0 <= low < high <= size for low, high, size in zip(start, stop, self.shape, strict=True)):
             raise ValueError(f"box {tuple(start)} to {tuple(stop)} is not inside case {self.id!r} of {self.shape}")
         box = tuple(slice(int(low), int(high)) for low, high in zip(start, stop, strict=True))
-        return self._image[(slice(None), *box)], self._labels[box]
+        try:
+            return self._image[(slice(None), *box)], self._labels[box]
+        except SafetensorError as problem:
+            raise _unreadable(self._path, problem) from None
 
 
 class CaseStore:
@@ -214,6 +222,13 @@ class CaseStore:
         return StoredCase(self.path(case_id))
 
 
+def _unreadable(path: Path, problem: Exception) -> DatasetError:
+    return DatasetError(
+        f"the cached case {path} cannot be read: {problem}",
+        hint="Delete this file from the cache and run `autoseg train` again: it is made anew.",
+    )
+
+
 def _open(path: Path) -> tuple[Any, CaseHeader]:
     """The mapped file and its header."""
     try:
@@ -221,9 +236,7 @@ def _open(path: Path) -> tuple[Any, CaseHeader]:
         file: Any = safe_open(path, framework="numpy")
         text = (file.metadata() or {}).get(_HEADER_KEY, "")
     except (OSError, SafetensorError) as problem:
-        raise DatasetError(
-            f"the cached case {path} cannot be read: {problem}", hint="Run `autoseg train` again: it is made anew."
-        ) from None
+        raise _unreadable(path, problem) from None
     header = CaseHeader.from_json(text, path, DatasetError)
     if header.version != STORE_VERSION:
         raise DatasetError(f"the cached case {path} has version {header.version}, this is version {STORE_VERSION}")

@@ -175,8 +175,8 @@ def validate_fold(
     """Predict a fold's validation cases with its final weights and score them; what is there already is kept."""
     if not case_ids:
         return None
-    validation, model = folder / "validation", load_model(folder)
-    summary = validation / "summary.json"
+    validation, model = folder / records.VALIDATION_FOLDER, load_model(folder)
+    summary = validation / records.VALIDATION_SUMMARY_FILE
     if summary.is_file():
         stored = read_json(summary)
         if stored.get("weights_sha256") == model.card.weights_sha256:

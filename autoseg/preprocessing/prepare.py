@@ -11,6 +11,7 @@ from autoseg.domain.dataset import Case, LabelSchema
 from autoseg.domain.plan import PreprocessPlan
 from autoseg.domain.values import digest_of
 from autoseg.errors import DatasetError
+from autoseg.io.files import Lock
 from autoseg.io.images import read_case, read_labels
 from autoseg.io.store import STORE_VERSION, CaseStore, Source, foreground_locations
 from autoseg.preprocessing.transform import PREPROCESSING_VERSION, apply
@@ -36,7 +37,8 @@ def prepare_case(
 ) -> bool:
     """Put a labelled case into the cache, unless it is there and its files are unchanged.
 
-    The same files and plan give the same bytes, in whatever process and order.
+    The same files and plan give the same bytes, in whatever process and order. Of several processes that want the same
+    case one does the work and the others wait for it.
 
     Args:
         case: With labels.
@@ -56,17 +58,34 @@ def prepare_case(
         raise DatasetError(f"case {case.id}: there is no label file to train on")
     if store.is_current(case.id, case.files):
         return False
+    cached = store.path(case.id)
+    # A name that begins with a dot is none of a case.
+    with Lock(cached.with_name(f".lock-{cached.name}"), what=f"case {case.id}", wait=True):
+        if store.is_current(case.id, case.files):
+            return False
+        _fill(case, case.labels, plan, schema, store, device)
+    return True
+
+
+def _fill(
+    case: Case,
+    labels_file: str,
+    plan: PreprocessPlan,
+    schema: LabelSchema,
+    store: CaseStore,
+    device: str | torch.device,
+) -> None:
     try:
         sources = [Source.of(file) for file in case.files]
     except OSError as problem:
         raise DatasetError(f"case {case.id}: {problem}") from None
     volume = read_case(case, len(plan.normalization))
-    values, _ = read_labels(case.labels, volume.geometry)
+    values, _ = read_labels(labels_file, volume.geometry)
     try:
         indices = schema.encode(values)
         prepared = apply(volume, plan, indices, schema.num_classes, device)
     except ValueError as problem:
-        raise DatasetError(f"case {case.id}: {problem} (in {case.labels})") from None
+        raise DatasetError(f"case {case.id}: {problem} (in {labels_file})") from None
     except DatasetError as problem:
         raise DatasetError(f"case {case.id}: {problem.message}", hint=problem.hint) from None
     assert prepared.labels is not None
@@ -79,4 +98,3 @@ def prepare_case(
         spacing_mm=prepared.trail.target_spacing,
         sources=sources,
     )
-    return True

@@ -154,9 +154,11 @@ class SlabResampler:
 
         Args:
             slab: (..., D, H, W) float32 with any leading axes, the next rows along the slab axis, the others whole.
+                What later rows need of it is copied: the caller may change it once the rows returned are used.
 
         Returns:
-            start, stop, rows: the output rows that became finished; start == stop when none did.
+            start, stop, rows: the output rows that became finished (perhaps a view of the slab); start == stop when
+            none did.
         """
         leading = slab.ndim - 3
         axis = leading + self._axis
@@ -166,7 +168,7 @@ class SlabResampler:
             rows = torch.cat((self._buffer, rows), dim=axis)
         start, stop = self._num_done, self._along.rows_ready(self._num_pushed)
         if start == stop:
-            self._buffer = rows
+            self._buffer = rows.clone() if rows is slab else rows
             return start, stop, rows.narrow(axis, 0, 0)
         out = self._along.apply(rows, axis, start, stop, self._first_row)
         self._num_done = stop

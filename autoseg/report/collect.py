@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,13 +18,22 @@ from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
 from autoseg.evaluation.crossval import CaseMetrics, Evaluation, FoldEvaluation, Summary, summarise
 from autoseg.evaluation.metrics import ClassMetrics
-from autoseg.io.files import read_text
+from autoseg.io.files import read_json, read_text
+from autoseg.io.model import WEIGHTS
 from autoseg.io.run_folder import RunFolder
-from autoseg.training.records import EpochRecord, RunRecord, read_metrics, read_run
+from autoseg.training.records import (
+    VALIDATION_FOLDER,
+    VALIDATION_SUMMARY_FILE,
+    EpochRecord,
+    RunRecord,
+    read_metrics,
+    read_run,
+)
+
+log = logging.getLogger("autoseg")
 
 SCHEMA_VERSION = 1
 
-VALIDATION_FOLDER = "validation"
 SUMMARY_FILE = "summary.json"
 
 
@@ -158,13 +168,20 @@ def collect(run: RunFolder) -> RunResults:
 
 
 def read_fold_evaluation(folder: Path) -> FoldEvaluation | None:
-    """The scores of a fold's validation cases; None when it has none.
+    """The scores of a fold's validation cases; None when it has none, or other weights than its own predicted.
 
     Raises:
         ConfigError: The file is not valid.
     """
-    path = folder / VALIDATION_FOLDER / SUMMARY_FILE
-    return FoldEvaluation.from_json(read_text(path), path) if path.is_file() else None
+    path = folder / VALIDATION_FOLDER / VALIDATION_SUMMARY_FILE
+    if not path.is_file():
+        return None
+    scored = FoldEvaluation.from_json(read_text(path), path)
+    card = read_json(folder / f"{WEIGHTS}.json")
+    if not isinstance(card, dict) or card.get("weights_sha256") != scored.weights_sha256:
+        log.warning("%s is left out: other weights than those of the fold made it; train again to renew it", path)
+        return None
+    return scored
 
 
 def _fold_result(fold: int | str, folder: Path, scored: FoldEvaluation | None) -> FoldResult:

@@ -34,6 +34,7 @@ class Counters(Value):
     Attributes:
         configuration_digest: Of the configuration that was trained.
         network_digest: Of the network's plan: the tensors fit no other.
+        cases_digest: Of the fold's cases; empty in checkpoints that did not record it.
         seed: Of the run.
         step: Steps done.
         epoch: The epoch that is running.
@@ -55,6 +56,7 @@ class Counters(Value):
     schema_version: int = SCHEMA_VERSION
     configuration_digest: str = ""
     network_digest: str = ""
+    cases_digest: str = ""
     seed: int = 0
     step: int = 0
     epoch: int = 0

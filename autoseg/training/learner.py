@@ -70,7 +70,8 @@ class Learner:
             momentum=training.momentum,
             nesterov=training.momentum > 0,
             weight_decay=training.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
+            # Fused SGD leaves the momentum of a first step that the gradient scaler skips as uninitialised memory.
+            fused=precision != "fp16" and device.type in ("cpu", "cuda"),
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._mean: dict[str, Tensor] = {}

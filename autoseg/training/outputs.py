@@ -12,9 +12,18 @@ from torch import Tensor
 
 from autoseg import runtime
 from autoseg.domain.plan import Plan
-from autoseg.io.model import ModelCard, save_model
+from autoseg.io.model import WEIGHTS, ModelCard, save_model
 from autoseg.training.checkpoint import Counters
-from autoseg.training.records import Fold, RunRecord, Status, TrainSettings, write_run
+from autoseg.training.records import (
+    VALIDATION_FOLDER,
+    VALIDATION_SUMMARY_FILE,
+    Fold,
+    FoldCases,
+    RunRecord,
+    Status,
+    TrainSettings,
+    write_run,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +38,7 @@ class FoldOutputs:
         settings: As resolved.
         device: Where it trains.
         precision: As resolved.
-        num_training_cases: Cases learned from.
-        num_validation_cases: Cases looked at.
+        cases: Learned from and looked at.
         environment: Of this machine.
     """
 
@@ -41,12 +49,11 @@ class FoldOutputs:
     settings: TrainSettings
     device: torch.device
     precision: str
-    num_training_cases: int
-    num_validation_cases: int
+    cases: FoldCases
     environment: dict[str, Any]
 
     def write_model(self, name: str, weights: Mapping[str, Tensor], counters: Counters, used_s: float) -> None:
-        """Write NAME.safetensors and NAME.json.
+        """Write NAME.safetensors and NAME.json; new final weights make the validation of earlier ones void.
 
         Args:
             name: "weights" or "best".
@@ -54,6 +61,8 @@ class FoldOutputs:
             counters: How they came about.
             used_s: Seconds of training.
         """
+        if name == WEIGHTS:
+            (self.folder / VALIDATION_FOLDER / VALIDATION_SUMMARY_FILE).unlink(missing_ok=True)
         has_mean = self.plan.configurations[self.configuration].training.ema_decay > 0
         card = ModelCard(
             plan=self.plan,
@@ -69,7 +78,7 @@ class FoldOutputs:
                 "seconds": round(used_s, 1),
                 "seed": self.settings.seed,
                 "precision": self.precision,
-                "num_training_cases": self.num_training_cases,
+                "num_training_cases": len(self.cases.train),
             },
         )
         save_model(self.folder, weights, card, name=name)
@@ -94,8 +103,9 @@ class FoldOutputs:
             device=self.device.type,
             precision=self.precision,
             status=status,
-            num_training_cases=self.num_training_cases,
-            num_validation_cases=self.num_validation_cases,
+            num_training_cases=len(self.cases.train),
+            num_validation_cases=len(self.cases.validation),
+            cases_digest=self.cases.digest,
             validation_patches=validation_patches,
             epochs=counters.epoch,
             steps=counters.step,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from autoseg.domain.plan import TrainingPlan
-from autoseg.domain.values import Value
+from autoseg.domain.values import Value, digest_of
 from autoseg.errors import ConfigError
 from autoseg.io.files import read_text, write_text
 
@@ -28,6 +28,12 @@ Status = Literal["running", "finished", "interrupted", "diverged"]
 
 METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"
+
+VALIDATION_FOLDER = "validation"
+"""Predictions of the fold's validation cases by its final weights."""
+
+VALIDATION_SUMMARY_FILE = "summary.json"
+"""Their scores, with the checksum of the weights that predicted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,24 @@ class TrainSettings:
         return replace(self, num_epochs=plan.num_epochs)
 
 
+@dataclass(frozen=True, slots=True)
+class FoldCases:
+    """The cases of a fold.
+
+    Attributes:
+        train: Ids to learn from.
+        validation: Ids to look at; may be empty.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Tells two sets of cases apart; their order does not count."""
+        return digest_of([sorted(self.train), sorted(self.validation)])
+
+
 class EpochRecord(Value):
     """One line of metrics.jsonl.
 
@@ -107,6 +131,7 @@ class RunRecord(Value):
     Attributes:
         status: "running" also describes a training that was killed.
         precision: Chosen at the first start, kept afterwards.
+        cases_digest: Of the fold's cases; empty in records that did not hold it.
         validation_patches: Fixed patches that are looked at after an epoch; chosen once, kept afterwards.
         seconds: Training seconds over all starts.
         peak_memory_bytes: Of the process; of the device where it is a GPU.
@@ -125,6 +150,7 @@ class RunRecord(Value):
     status: Status
     num_training_cases: int
     num_validation_cases: int
+    cases_digest: str = ""
     validation_patches: int | None = None
     epochs: int = 0
     steps: int = 0

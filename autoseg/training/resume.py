@@ -3,37 +3,78 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
-from autoseg.domain.plan import Plan
+import torch
+
+from autoseg import runtime
+from autoseg.domain.plan import Configuration, Plan
+from autoseg.domain.values import digest_of
 from autoseg.errors import ConfigError
-from autoseg.io.model import BEST, WEIGHTS
+from autoseg.io.model import BEST, WEIGHTS, is_whole
 from autoseg.training import checkpoint
 from autoseg.training.checkpoint import Counters
-from autoseg.training.records import METRICS_FILE, RUN_FILE, RunRecord, TrainResult, TrainSettings, read_metrics
+from autoseg.training.records import (
+    METRICS_FILE,
+    RUN_FILE,
+    VALIDATION_FOLDER,
+    FoldCases,
+    RunRecord,
+    TrainResult,
+    TrainSettings,
+    read_metrics,
+)
 
 log = logging.getLogger("autoseg")
 
 
 def forget(folder: Path) -> None:
-    """Remove what earlier starts left, final weights included."""
+    """Remove what earlier starts left, final weights and their validation included."""
     checkpoint.clear(folder)
     for name in (WEIGHTS, BEST):
         # The card goes first: weights without a card are no model.
         (folder / f"{name}.json").unlink(missing_ok=True)
         (folder / f"{name}.safetensors").unlink(missing_ok=True)
+    if (folder / VALIDATION_FOLDER).is_dir():
+        shutil.rmtree(folder / VALIDATION_FOLDER)
     for name in (METRICS_FILE, RUN_FILE):
         (folder / name).unlink(missing_ok=True)
 
 
-def finished_result(folder: Path, before: RunRecord | None, settings: TrainSettings, plan: Plan) -> TrainResult | None:
+def fresh_counters(part: Configuration, cases: FoldCases, seed: int) -> Counters:
+    """Where a training begins.
+
+    Args:
+        part: What is trained.
+        cases: With which cases.
+        seed: Of everything random.
+    """
+    return Counters(
+        configuration_digest=digest_of(part.model_dump(mode="json")),
+        network_digest=digest_of(part.network.model_dump(mode="json")),
+        cases_digest=cases.digest,
+        seed=seed,
+    )
+
+
+def finished_result(
+    folder: Path, before: RunRecord | None, settings: TrainSettings, plan: Plan, cases: FoldCases, where: str
+) -> TrainResult | None:
     """The result of an earlier start that did all of what this one is asked to do; None when there is none.
+
+    Final weights that are lost or corrupt are no result: going on from the checkpoint writes them anew.
 
     Args:
         folder: The fold folder.
         before: Its run.json, if there is one.
         settings: What is asked for now.
         plan: What is trained now.
+        cases: Of the fold as it is now.
+        where: Fold and configuration.
+
+    Raises:
+        ConfigError: It was trained with other cases.
     """
     asked = (settings.num_epochs, settings.time_budget_s)
     is_finished = (
@@ -45,18 +86,40 @@ def finished_result(folder: Path, before: RunRecord | None, settings: TrainSetti
     )
     if before is None or not is_finished:
         return None
+    _require_same_cases(before.cases_digest, before, cases, where)
+    if not is_whole(folder, WEIGHTS):
+        log.warning("the final weights of %s are lost or corrupt: they are made anew from its checkpoint", where)
+        return None
     records = read_metrics(folder)
     last = records[-1] if records else None
     return TrainResult(folder, before.epochs, before.steps, before.seconds, did_train=False, last=last)
 
 
-def require_fit(stored: Counters, fresh: Counters, where: str) -> None:
-    """Refuse a checkpoint of another network or seed; warn of other changes.
+def resolved_precision(settings: TrainSettings, before: RunRecord | None, device: torch.device) -> str:
+    """As asked; "auto" stays what it was at the first start, because a change would change the result.
+
+    Args:
+        settings: What is asked for now.
+        before: The fold's run.json, if there is one.
+        device: Where it trains now.
+    """
+    if settings.precision == "auto" and before is not None and before.device == device.type:
+        return before.precision
+    return runtime.pick_precision(settings.precision, device)
+
+
+def require_fit(stored: Counters, fresh: Counters, before: RunRecord | None, cases: FoldCases, where: str) -> Counters:
+    """Refuse a checkpoint of another network, seed or set of cases; warn of other changes.
 
     Args:
         stored: Of the checkpoint.
         fresh: Of a training that would start now.
+        before: The fold's run.json, if there is one.
+        cases: Of the fold as it is now.
         where: Fold and configuration.
+
+    Returns:
+        The counters to go on with.
 
     Raises:
         ConfigError: The training cannot go on with it.
@@ -71,5 +134,22 @@ def require_fit(stored: Counters, fresh: Counters, where: str) -> None:
             f"{where} was trained with seed {stored.seed}, not {fresh.seed}",
             hint="Use --restart to train it anew, or the same seed.",
         )
+    _require_same_cases(stored.cases_digest, before, cases, where)
     if stored.configuration_digest != fresh.configuration_digest:
         log.warning("%s goes on with settings that differ from those of its first part", where)
+    now = {"configuration_digest": fresh.configuration_digest, "cases_digest": fresh.cases_digest}
+    return stored.model_copy(update=now)
+
+
+def _require_same_cases(digest: str, before: RunRecord | None, cases: FoldCases, where: str) -> None:
+    """Refuse to go on with other cases than those of `digest`; an empty one, of an earlier version, fits any."""
+    if digest in ("", cases.digest):
+        return
+    now = f"now {len(cases.train)} for training and {len(cases.validation)} for validation"
+    then = ""
+    if before is not None and before.cases_digest == digest:
+        then = f"then {before.num_training_cases} and {before.num_validation_cases}, "
+    raise ConfigError(
+        f"the cases of {where} have changed since it was trained ({then}{now})",
+        hint="Use --restart to train it anew, or put the cases and splits back as they were.",
+    )

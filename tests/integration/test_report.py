@@ -114,6 +114,17 @@ def test_a_run_with_only_the_fold_all_has_curves_and_no_scores(tmp_path: Path) -
     assert 'id="chart-loss"' in page
 
 
+def test_scores_of_other_weights_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run(tmp_path, num_cases=4, configurations=("3d_fullres",))
+    (run.fold_folder("3d_fullres", 0) / "weights.json").write_text('{"weights_sha256": "1"}')
+    results = collect(run)
+    assert {row.fold for row in results.cases} == {1}
+    first, second = results.summary.configurations[0].folds
+    assert (first.num_cases, first.mean_foreground_dice) == (0, None)
+    assert second.num_cases == 2
+    assert "other weights" in caplog.text
+
+
 def test_a_run_without_a_finished_fold_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path, num_cases=2, configurations=("3d_fullres",))
     for path in run.models_folder.glob("*/*/weights.json"):

@@ -176,3 +176,37 @@ def test_a_2d_network_goes_the_same_way(dataset: Path, tmp_path: Path) -> None:
     image = sorted((dataset / "imagesTs").glob("*.nii.gz"))[0]
     assert main(["predict", str(run), str(image), "--config", "2d", "--out", str(tmp_path / "out")]) == 0
     assert nib.load(tmp_path / "out" / image.name).shape == nib.load(image).shape
+
+
+def test_a_single_case_can_be_trained_on_but_not_held_out(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(dataset, data)
+    description = json.loads((data / "dataset.json").read_text())
+    description |= {"training": description["training"][:1], "numTraining": 1}
+    (data / "dataset.json").write_text(json.dumps(description))
+    assert main(["plan", str(data), "--out", str(run), *SMALL]) == 0
+    assert main(["train", str(run), "--epochs", "1"]) == 2
+    assert "--fold all" in capsys.readouterr().err
+    assert main(["train", str(run), "--epochs", "1", "--fold", "all"]) == 0
+    assert (run / "models" / "3d_fullres" / "fold_all" / "weights.json").is_file()
+
+
+def test_edited_folds_are_kept_when_planning_again(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["plan", str(dataset), "--out", str(run), *SMALL]) == 0
+    splits = json.loads((run / "splits.json").read_text())
+    moved = splits["folds"][0]["train"].pop()
+    splits["folds"][0]["validation"].append(moved)
+    (run / "splits.json").write_text(json.dumps(splits))
+    assert main(["plan", str(dataset), "--out", str(run), *SMALL]) == 0
+    assert moved in json.loads((run / "splits.json").read_text())["folds"][0]["validation"]
+
+
+def test_a_folder_that_cannot_be_written_is_no_traceback(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["plan", str(dataset), "--out", str(tmp_path / "file" / "run"), *SMALL]) == 2
+    assert "cannot be read or written" in capsys.readouterr().err

@@ -219,6 +219,28 @@ def test_slab_by_slab_equals_all_at_once(
     )
 
 
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    factors=st.tuples(*[st.sampled_from((0.3, 1.0, 2.5))] * 3),
+    order=st.sampled_from((0, 1, 3)),
+    axis=st.integers(0, 2),
+)
+@settings(max_examples=40)
+def test_a_slab_may_be_reused_once_its_rows_are_used(
+    shape: tuple[int, int, int], factors: tuple[float, float, float], order: int, axis: int
+) -> None:
+    """Where nothing changed across the slab and no row was finished, the slab itself was kept."""
+    new_shape = tuple(max(1, round(size * factor)) for size, factor in zip(shape, factors, strict=True))
+    change = GridChange(shape, (new_shape[0], new_shape[1], new_shape[2]), order, None)
+    whole = torch.from_numpy(noise(shape))
+    kept, reused = SlabResampler(change, axis), SlabResampler(change, axis)
+    buffer = torch.empty_like(whole.narrow(axis, 0, 1))
+    for row in whole.split(1, dim=axis):
+        expected = kept.push(row.clone())[2]
+        buffer.copy_(row)
+        assert torch.equal(reused.push(buffer)[2], expected)
+
+
 def test_mixed_precision_around_it_changes_nothing() -> None:
     image = noise((1, 20, 20, 20))
     expected = resample_image(image, (25, 26, 27), ISOTROPIC)

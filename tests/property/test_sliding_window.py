@@ -1,5 +1,6 @@
 """Laws of the sliding window: any size, patch (larger than the image too) and overlap."""
 
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -30,7 +31,7 @@ def whole(grid: TileGrid, image: torch.Tensor, forward=classes_of, tile_batch: i
         assert start == expected_start < stop
         expected_start = stop
         assert logits.shape[grid.stream_axis + 1] == stop - start
-        slabs.append(logits)
+        slabs.append(logits.clone())
     assert expected_start == grid.shape[grid.stream_axis]
     return torch.cat(slabs, dim=grid.stream_axis + 1)
 
@@ -118,6 +119,27 @@ def test_memory_for_logits_is_one_patch_depth_along_the_axis_with_most_tiles() -
         assert grid.stream_axis == axis
         stream = stream_logits(classes_of, image_of(shape), grid)
         assert max(logits.untyped_storage().nbytes() for _, _, logits in stream) == 3 * 8**3 * 4
+
+
+def test_the_slab_of_logits_is_never_in_memory_twice() -> None:
+    """Finishing rows made a second slab, which the rows given out kept company with the first."""
+    shape = (8, 8, 50)
+    stream = stream_logits(classes_of, image_of(shape), make_grid(shape, (8, 8, 8), 0.5))
+    assert len({logits.untyped_storage().data_ptr() for _, _, logits in stream}) == 1
+
+
+def test_outputs_of_the_network_are_gone_before_it_runs_again_and_before_rows_are_given_out() -> None:
+    outputs: list[weakref.ref[torch.Tensor]] = []
+
+    def forward(tiles: torch.Tensor) -> torch.Tensor:
+        assert not any(reference() is not None for reference in outputs)
+        result = classes_of(tiles)
+        outputs.append(weakref.ref(result))
+        return result
+
+    shape = (8, 8, 50)
+    for _ in stream_logits(forward, image_of(shape), make_grid(shape, (8, 8, 8), 0.5)):
+        assert outputs[-1]() is None
 
 
 def test_weights_stay_above_zero_for_any_patch() -> None:

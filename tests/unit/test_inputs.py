@@ -2,12 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from autoseg.domain.dataset import Case
 from autoseg.domain.geometry import Geometry
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, DatasetError
 from autoseg.inference.inputs import find_cases, output_ending
-from autoseg.io.images import write_image
+from autoseg.io.images import read_case, write_image
 
 
 def touch(folder: Path, *names: str) -> list[Path]:
@@ -28,12 +29,15 @@ def test_numbered_files_are_the_channels_of_a_case(tmp_path: Path) -> None:
     }
 
 
-def test_channels_beyond_the_models_are_left_out_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz")
-    assert found([tmp_path], 1) == {"a": ["a_0000.nii.gz"]}
-    assert "a_0001.nii.gz" in caplog.text
+def test_channels_beyond_the_models_are_refused_not_silently_dropped(tmp_path: Path) -> None:
+    frames = touch(tmp_path, *(f"frame_000{number}.png" for number in range(4)))
+    with pytest.raises(ConfigError, match="inputs do not make cases for a model with 1 channel") as caught:
+        find_cases(frames, 1)
+    (problem,) = caught.value.problems
+    assert "frame_0001.png, frame_0002.png, frame_0003.png would be left out" in problem
+    assert "imagesTr/*_0000.nii.gz" in caught.value.hint
+    assert "rename" in caught.value.hint
+    assert found(frames[:1], 1) == {"frame": ["frame_0000.png"]}
 
 
 def test_for_one_channel_each_other_file_is_a_case(tmp_path: Path) -> None:
@@ -48,9 +52,10 @@ def test_for_one_channel_each_other_file_is_a_case(tmp_path: Path) -> None:
 
 
 def write(folder: Path, name: str, channels: int) -> Path:
-    array = np.ones((channels, 4, 5, 1), np.uint8)
-    array[:, 0] = np.arange(channels, dtype=np.uint8)[:, None, None]
-    write_image(folder / name, array, Geometry((4, 5, 1), np.eye(4), is_2d=True))
+    pixels = np.full((5, 4, channels), 255, np.uint8)
+    pixels[:, 0] = np.arange(channels, dtype=np.uint8)
+    pixels[..., -1] = 255 if channels in (2, 4) else pixels[..., -1]
+    Image.fromarray(pixels.squeeze()).save(folder / name)
     return folder / name
 
 
@@ -58,6 +63,47 @@ def test_files_that_hold_every_channel_are_cases_of_their_own(tmp_path: Path) ->
     files = [write(tmp_path, f"{name}.png", 3) for name in "abc"]
     assert found(files, 3) == {"a": ["a.png"], "b": ["b.png"], "c": ["c.png"]}
     assert found([write(tmp_path, "d_0000.png", 3)], 3) == {"d": ["d_0000.png"]}
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_pictures_with_an_alpha_are_cases_of_their_own_not_channels(tmp_path: Path, count: int) -> None:
+    """Three RGBA pictures became one case of three channels, five were refused."""
+    files = [write(tmp_path, f"{name}.png", 4) for name in "abcde"[:count]]
+    cases = find_cases(files, 3)
+    assert [case.id for case in cases] == list("abcde"[:count])
+    assert all(read_case(case, 3).array.shape == (3, 4, 5, 1) for case in cases)
+
+
+def test_files_of_several_components_are_never_merged(tmp_path: Path) -> None:
+    files = [write(tmp_path, f"{name}.png", 3) for name in "ab"]
+    with pytest.raises(ConfigError, match=r"2 files without .* they hold 3 components"):
+        find_cases(files, 2)
+    affine = np.eye(4)
+    for name in "cde":
+        write_image(tmp_path / f"{name}.nii.gz", np.ones((4, 3, 4, 5), np.float32), Geometry((3, 4, 5), affine))
+    # The fourth number of a voxel is an alpha in pictures only.
+    with pytest.raises(ConfigError, match=r"3 files without .* they hold 4 components"):
+        find_cases([tmp_path / f"{name}.nii.gz" for name in "cde"], 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_one_unreadable_file_among_many_fails_alone(tmp_path: Path, content: bytes) -> None:
+    """Sorting read every header, and one broken file stopped the whole prediction."""
+    files = [write(tmp_path, f"{name}.png", 3) for name in "abcd"]
+    files[1].write_bytes(content)
+    assert found(files, 3) == {name: [f"{name}.png"] for name in "abcd"}
+    assert found(files[1:2], 3) == {"b": ["b.png"]}
+    with pytest.raises(DatasetError, match=r"b\.png"):
+        read_case(find_cases(files, 3)[1], 3)
+
+
+def test_an_unreadable_channel_fails_with_its_case(tmp_path: Path) -> None:
+    files = [write(tmp_path, f"{name}.png", 1) for name in ("t2", "t1", "flair")]
+    files[2].write_bytes(b"no picture")
+    (case,) = find_cases(files, 3)
+    assert case.id == "t2"
+    with pytest.raises(DatasetError, match=r"flair\.png"):
+        read_case(case, 3)
 
 
 def test_exactly_as_many_files_as_channels_are_one_case_in_the_order_given(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from autoseg.domain.plan import (
 )
 from autoseg.errors import ModelError
 from autoseg.io.files import file_digest
-from autoseg.io.model import BEST, ModelCard, load_model, read_card, save_model
+from autoseg.io.model import BEST, ModelCard, is_whole, load_model, read_card, save_model
 from autoseg.network.unet import build
 
 
@@ -60,6 +60,8 @@ def saved_model(folder: Path, name: str = "weights") -> dict[str, torch.Tensor]:
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     weights = saved_model(tmp_path / "fold_0")
+    assert is_whole(tmp_path / "fold_0")
+    assert not is_whole(tmp_path)
     model = load_model(tmp_path / "fold_0")
     assert model.weights.keys() == weights.keys()
     assert all(torch.equal(model.weights[name], weights[name]) for name in weights)
@@ -95,6 +97,7 @@ def test_damaged_weights_are_refused(tmp_path: Path, damage: str) -> None:
     else:
         content[-1] ^= 1
         path.write_bytes(content)
+    assert not is_whole(tmp_path)
     with pytest.raises(ModelError, match="missing" if damage == "missing" else "corrupt"):
         load_model(tmp_path)
 

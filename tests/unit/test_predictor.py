@@ -17,9 +17,9 @@ from autoseg.domain.plan import (
     PreprocessPlan,
     TrainingPlan,
 )
-from autoseg.errors import ConfigError, DatasetError, ModelError
+from autoseg.errors import ConfigError, DatasetError, DeviceMemoryError, ModelError
 from autoseg.inference.export import labels_from_stream
-from autoseg.inference.predictor import Predictor, predict_cases
+from autoseg.inference.predictor import PredictionOutcome, Predictor, predict_cases
 from autoseg.inference.tta import mirror_combinations, mirrored
 from autoseg.io.images import read_image, write_image
 from autoseg.io.model import Model, ModelCard
@@ -83,7 +83,7 @@ def test_streaming_equals_resampling_all_logits_at_once(
     prepared = predictor.prepare(toy_volume())
     with torch.inference_mode():
         axis, stream = predictor.logits(prepared)
-        slabs = [logits for _, _, logits in stream]
+        slabs = [logits.clone() for _, _, logits in stream]
     trail, plan = prepared.trail, predictor.settings.preprocess
     logits = torch.cat(slabs, dim=axis + 1).numpy()
     assert logits.shape == (3, *trail.resampled_shape)
@@ -147,7 +147,7 @@ def test_models_are_averaged_before_the_winner_is_taken() -> None:
         predictor = Predictor(members, device="cpu", precision="fp32")
         with torch.inference_mode():
             _, stream = predictor.logits(predictor.prepare(volume))
-            streams.append(torch.cat([logits.flatten() for _, _, logits in stream]))
+            streams.append(torch.cat([logits.clone().flatten() for _, _, logits in stream]))
     torch.testing.assert_close(streams[0], (streams[1] + streams[2]) / 2, atol=1e-5, rtol=1e-5)
 
 
@@ -198,6 +198,49 @@ def test_a_failing_case_does_not_stop_the_others(tmp_path: Path) -> None:
     written = read_image(outcome.written[0])
     assert np.array_equal(written.array[0], expected)
     np.testing.assert_array_equal(written.geometry.affine, read_image(cases[0].images[0]).geometry.affine)
+
+
+TOO_MANY_BYTES = 2**60
+
+
+def exhaust(*_: object) -> None:
+    torch.empty(TOO_MANY_BYTES, dtype=torch.uint8)
+
+
+def test_too_little_memory_of_the_cpu_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch says it by a plain RuntimeError, which stopped the prediction as if it were a bug."""
+    cases = write_cases(tmp_path / "in", ("a", "b"))
+    predictor = Predictor([toy_model()], device="cpu", precision="fp32")
+    monkeypatch.setattr("autoseg.inference.predictor.labels_from_stream", exhaust)
+    with pytest.raises(DeviceMemoryError, match=r"cpu ran out of memory with 32 tiles .*: can't allocate memory"):
+        predictor(toy_volume())
+    outcome = predict_cases([toy_model()], cases, tmp_path / "out", device="cpu", precision="fp32")
+    assert [failure[:3] for failure in outcome.failures] == ["a: ", "b: "]
+    with pytest.raises(DeviceMemoryError, match="2 of 2 cases") as caught:
+        outcome.raise_failures()
+    assert caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize("step", ["read_case", "apply", "write_labels"])
+def test_memory_that_runs_out_beside_the_network_is_counted_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    cases = write_cases(tmp_path / "in", ("a",))
+    monkeypatch.setattr(f"autoseg.inference.predictor.{step}", exhaust)
+    outcome = predict_cases([toy_model()], cases, tmp_path / "out", device="cpu", precision="fp32")
+    assert (outcome.written, len(outcome.failures), outcome.num_short_of_memory) == ((), 1, 1)
+
+
+def test_networks_that_do_not_fit_are_an_error_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoseg.inference.predictor.restore", exhaust)
+    with pytest.raises(DeviceMemoryError, match="cpu has too little memory for the networks"):
+        Predictor([toy_model()], device="cpu", precision="fp32")
+
+
+def test_one_case_that_fails_otherwise_makes_it_an_error_of_data() -> None:
+    PredictionOutcome((Path("a"),), ()).raise_failures()
+    with pytest.raises(DatasetError, match="2 of 2"):
+        PredictionOutcome((), ("a: memory", "b: broken"), num_short_of_memory=1).raise_failures()
 
 
 def test_outputs_never_overwrite_inputs(tmp_path: Path) -> None:

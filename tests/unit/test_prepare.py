@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import json
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -7,6 +12,7 @@ import numpy as np
 import pytest
 
 from autoseg.domain.dataset import Case, LabelClass, LabelSchema
+from autoseg.domain.geometry import Volume
 from autoseg.domain.plan import ChannelNormalization, PreprocessPlan
 from autoseg.errors import DatasetError
 from autoseg.io.images import read_case, read_labels
@@ -67,6 +73,65 @@ def test_a_current_case_is_not_done_again_and_a_changed_one_is(case: Case, tmp_p
     assert store.path("case").read_bytes() != first
 
 
+def test_two_that_want_the_same_case_prepare_it_once(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that share a run did the same work twice, into temporary files whose names could be the same."""
+    store = CaseStore(tmp_path / "cache")
+    reads = []
+
+    def counted_read(wanted: Case, num_channels: int) -> Volume:
+        reads.append(wanted.id)
+        return read_case(wanted, num_channels)
+
+    monkeypatch.setattr(prepare_module, "read_case", counted_read)
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: prepare_case(case, PLAN, SCHEMA, store), range(4)))
+    assert sorted(done) == [False, False, False, True]
+    assert reads == ["case"]
+    assert [path.name for path in store.folder.iterdir()] == ["case.safetensors"], "no lock is left behind"
+
+
+def test_a_case_that_another_process_prepares_is_waited_for(case: Case, tmp_path: Path) -> None:
+    store = CaseStore(tmp_path / "cache")
+    other = CaseStore(tmp_path / "other")
+    assert prepare_case(case, PLAN, SCHEMA, other)
+    code = (
+        "import sys, time; from pathlib import Path; from autoseg.io.files import Lock\n"
+        "made, wanted = map(Path, sys.argv[1:])\n"
+        "with Lock(wanted.with_name('.lock-' + wanted.name), 'case'):\n"
+        "    print(flush=True); sys.stdin.readline(); made.rename(wanted)\n"
+    )
+    command = [sys.executable, "-c", code, str(other.path("case")), str(store.path("case"))]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        owner.stdout.readline()
+        waiting = pool.submit(prepare_case, case, PLAN, SCHEMA, store)
+        try:
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+        finally:
+            owner.stdin.write(b"\n")
+            owner.stdin.close()
+        assert waiting.result(timeout=30) is False
+    assert [path.name for path in store.folder.iterdir()] == ["case.safetensors"]
+
+
+def test_the_lock_of_a_process_that_died_stops_nobody(case: Case, tmp_path: Path) -> None:
+    store = CaseStore(tmp_path / "cache")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    store.folder.mkdir()
+    lock = store.folder / ".lock-case.safetensors"
+    lock.write_text(json.dumps({"host": socket.gethostname(), "pid": dead.pid}))
+    assert prepare_case(case, PLAN, SCHEMA, store)
+    assert not lock.exists()
+
+
 def test_the_digest_names_plan_labels_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
     digests = {
         cache_digest(PLAN, SCHEMA),
@@ -94,3 +159,4 @@ def test_errors_name_the_case(case: Case, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="case: channel 1 holds 1 values"):
         prepare_case(case, PLAN, SCHEMA, store)
     assert store.ids() == ()
+    assert not list(store.folder.glob(".*")), "failing leaves no lock behind"

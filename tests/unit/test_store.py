@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from autoseg.errors import DatasetError
 from autoseg.io import store as store_module
@@ -150,6 +151,28 @@ def test_broken_foreign_and_old_files_are_not_current_and_say_so(
     monkeypatch.setattr(store_module, "STORE_VERSION", 2)
     store.path("a").write_bytes(whole)
     assert not store.is_current("a", [])
+
+
+def test_a_file_that_is_damaged_inside_is_named_with_what_to_do(
+    tmp_path: Path, arrays: tuple[NDArray[np.float32], NDArray[np.int16]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CaseStore(tmp_path)
+    write(store, "a", arrays)
+    case = store.open("a")
+
+    class Damaged:
+        def __getitem__(self, _: object) -> object:
+            raise SafetensorError("InvalidOffset")
+
+    monkeypatch.setattr(case, "_labels", Damaged())
+    with pytest.raises(DatasetError, match=r"a\.safetensors cannot be read: InvalidOffset") as refused:
+        case.read((0, 0, 0), case.shape)
+    assert "Delete this file from the cache" in refused.value.hint
+    whole = store_module.save_file
+    monkeypatch.setattr(store_module, "save_file", lambda tensors, *rest, **more: whole({}, *rest, **more))
+    write(store, "b", arrays)
+    with pytest.raises(DatasetError, match=r"b\.safetensors cannot be read"):
+        store.open("b")
 
 
 def test_a_failed_write_leaves_the_old_case_and_no_rest(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,16 @@ import numpy as np
 import pytest
 import torch
 import toy_training
+from safetensors import SafetensorError
 from toy_training import fill_store, toy_plan, train_toy
 
-from autoseg.errors import ConfigError, DatasetError, TrainingDiverged, TrainingInterrupted
+from autoseg.errors import ConfigError, DatasetError, DeviceMemoryError, TrainingDiverged, TrainingInterrupted
 from autoseg.io.model import BEST, load_model
 from autoseg.io.store import CaseStore
 from autoseg.training import checkpoint
-from autoseg.training.records import TrainSettings, read_metrics, read_run, write_metrics
+from autoseg.training.learner import Learner
+from autoseg.training.outputs import FoldOutputs
+from autoseg.training.records import FoldCases, TrainSettings, read_metrics, read_run, write_metrics
 
 EPOCHS = 3
 STEPS = 6
@@ -280,6 +284,150 @@ def test_2d_trains_on_slices(store: CaseStore, tmp_path: Path) -> None:
     result = train_toy(tmp_path, store, settings(num_epochs=1), toy_plan(dims=2))
     assert result.steps == STEPS
     assert load_model(tmp_path).card.configuration == "2d"
+
+
+@pytest.fixture(scope="module")
+def finished(store: CaseStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fold that was trained for one epoch, to be copied."""
+    folder = tmp_path_factory.mktemp("finished") / "fold_0"
+    train_toy(folder, store, settings(num_epochs=1))
+    return folder
+
+
+@pytest.fixture
+def fold(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "fold_0"))
+
+
+def write_validation(fold: Path) -> Path:
+    summary = fold / "validation" / "summary.json"
+    summary.parent.mkdir()
+    summary.write_text("{}")
+    (fold / "validation" / "case_4.nii.gz").write_bytes(b"")
+    return summary
+
+
+def test_restart_forgets_the_validation(store: CaseStore, fold: Path) -> None:
+    write_validation(fold)
+    with pytest.raises(TrainingInterrupted):
+        train_toy(fold, store, settings(restart=True), progress=InterruptAfter(1, signal.SIGTERM))
+    assert not (fold / "validation").exists()
+    assert not (fold / "weights.json").exists()
+
+
+def test_new_final_weights_make_the_validation_of_the_old_ones_void(store: CaseStore, fold: Path) -> None:
+    summary = write_validation(fold)
+    train_toy(fold, store, settings(num_epochs=1))
+    assert summary.exists(), "a finished fold keeps it"
+    train_toy(fold, store, settings(num_epochs=2))
+    assert not summary.exists()
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_fold_whose_cases_have_changed_does_not_go_on(
+    store: CaseStore, fold: Path, tmp_path: Path, epochs: int
+) -> None:
+    """Neither where it is finished already nor where more is asked for."""
+    smaller = fill_store(tmp_path / "smaller", num_cases=4)
+    before = (fold / "run.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"cases of .* changed .*then 4 and 1, now 3 for .* and 1 for") as refused:
+        train_toy(fold, smaller, settings(num_epochs=epochs))
+    assert "--restart" in refused.value.hint
+    assert (fold / "run.json").read_bytes() == before
+
+
+def test_the_digest_of_cases_knows_their_part_and_not_their_order() -> None:
+    digest = FoldCases(("a", "b"), ("c",)).digest
+    assert FoldCases(("b", "a"), ("c",)).digest == digest
+    assert FoldCases(("a",), ("b", "c")).digest != digest
+
+
+def test_records_without_a_digest_of_cases_fit_any(store: CaseStore, fold: Path) -> None:
+    """What an earlier version wrote."""
+    path = fold / "run.json"
+    record = json.loads(path.read_text())
+    del record["cases_digest"]
+    path.write_text(json.dumps(record))
+    assert not train_toy(fold, store, settings(num_epochs=1)).did_train
+
+
+def test_a_signal_while_the_final_weights_are_written_stops_the_command(
+    store: CaseStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = FoldOutputs.write_model
+
+    def write_and_ask_for_a_stop(outputs: FoldOutputs, name: str, *rest: object) -> None:
+        if name == "weights":
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(outputs, name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FoldOutputs, "write_model", write_and_ask_for_a_stop)
+    with pytest.raises(TrainingInterrupted, match="finished and saved"):
+        train_toy(tmp_path, store, settings(num_epochs=1))
+    assert load_model(tmp_path).card.provenance["epochs"] == 1
+    result = train_toy(tmp_path, store, settings(num_epochs=1))
+    assert (result.did_train, result.epochs) == (False, 1)
+
+
+@pytest.mark.parametrize("place", ["__init__", "step"])
+def test_a_cpu_without_memory_is_no_plain_runtime_error(
+    store: CaseStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+    monkeypatch.setattr(Learner, place, fail)
+    with pytest.raises(DeviceMemoryError, match="fold 0 of 3d_fullres"):
+        train_toy(tmp_path, store, settings(num_epochs=1))
+    assert not (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize("damage", ["lost", "corrupt"])
+def test_final_weights_that_are_lost_or_corrupt_are_made_anew(
+    store: CaseStore, fold: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = fold / "weights.safetensors"
+    good = path.read_bytes()
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    result = train_toy(fold, store, settings(num_epochs=1))
+    assert result.steps == STEPS
+    assert path.read_bytes() == good
+    load_model(fold)
+    assert "lost or corrupt" in caplog.text
+
+
+def test_a_kill_between_the_metrics_and_the_checkpoint_records_no_epoch_twice(store: CaseStore, fold: Path) -> None:
+    """The checkpoint has the step of the record, but its epoch is still open (the last one of a time budget)."""
+    with pytest.raises(TrainingInterrupted):
+        train_toy(fold, store, settings(num_epochs=2), progress=InterruptAfter(STEPS + 2, signal.SIGTERM))
+    records = read_metrics(fold)
+    torn = records[-1].model_copy(update={"epoch": 1, "step": STEPS + 2})
+    write_metrics(fold, (*records, torn))
+    train_toy(fold, store, settings(num_epochs=2))
+    assert [(record.epoch, record.step) for record in read_metrics(fold)] == [(0, STEPS), (1, 2 * STEPS)]
+
+
+def test_a_cached_case_that_breaks_while_it_is_read_is_named(store: CaseStore, tmp_path: Path) -> None:
+    class BrokenSlice:
+        def __getitem__(self, _: object) -> object:
+            raise SafetensorError("InvalidOffset")
+
+    class Broken(FlakyStore):
+        def open(self, case_id: str) -> object:
+            case = self.store.open(case_id)
+            case._labels = BrokenSlice()
+            return case
+
+    with pytest.raises(DatasetError, match=r"case_\d\.safetensors cannot be read") as stopped:
+        train_toy(tmp_path, Broken(store, "", 0.0), settings())  # type: ignore[arg-type]
+    assert "Delete this file" in stopped.value.hint
+
+
+def test_divergence_is_no_bug() -> None:
+    assert TrainingDiverged("").exit_code == DatasetError.exit_code
 
 
 @pytest.fixture(autouse=True)
