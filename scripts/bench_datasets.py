@@ -163,7 +163,7 @@ def run_set(source: Path, out: Path, time_budget: str, vram: str | None, extra: 
         "num_training": len(training),
         "num_validation": len(validation),
         "num_steps": record["steps"],
-        "seconds_per_step": record["seconds_per_step"],
+        "seconds_per_step": record["seconds"] / record["steps"],
         "seconds_per_step_at_first_budget": timed_s,
         "preset": plan.preset,
         "predict_s": round(predict_s, 1),

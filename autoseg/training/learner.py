@@ -78,13 +78,14 @@ class Learner:
         if training.ema_decay > 0:
             self._mean = {name: weight.detach().clone() for name, weight in self._parameters.items()}
 
-    def step(self, batch: Batch, learning_rate: float, number: int) -> StepOutcome:
+    def step(self, batch: Batch, learning_rate: float, number: int, momentum: float | None = None) -> StepOutcome:
         """Learn from a batch.
 
         Args:
             batch: What to learn from.
             learning_rate: Of this step.
             number: Steps done before.
+            momentum: Of this step; None leaves the plan's.
         """
         self._optimiser.zero_grad(set_to_none=True)
         # The quick layout for bf16 on the CPU; see the module for the reason.
@@ -97,6 +98,7 @@ class Learner:
         torch.autograd.backward(self._scaler.scale(loss))
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
+            group["momentum"] = self._training.momentum if momentum is None else momentum
         self._scaler.unscale_(self._optimiser)
         gradients = [weight.grad for weight in self._parameters.values() if weight.grad is not None]
         norm = nn.utils.get_total_norm(gradients)

@@ -105,6 +105,7 @@ class EpochRecord(Value):
         seconds: Seconds of training used at its end, over all starts.
         seconds_per_step: Mean over the epoch, validation and checkpoints left out.
         learning_rate: Of its last step.
+        momentum: Of its last step.
         train_loss: Mean over its steps.
         validation_loss: Of the finest output on the fixed validation patches; None when they were not looked at.
         pseudo_dice: A foreground class each: Dice over all fixed validation patches together; None where the class is
@@ -119,6 +120,7 @@ class EpochRecord(Value):
     seconds_per_step: float
     learning_rate: float
     train_loss: float
+    momentum: float | None = None
     validation_loss: float | None = None
     pseudo_dice: tuple[float | None, ...] = ()
     mean_pseudo_dice: float | None = None

@@ -19,6 +19,31 @@ FINAL_WORK_S = 1.0
 """Seconds kept free at the end of a budget for writing the weights, besides the last validation."""
 
 
+SMALLEST_HORIZON_STEPS = 10.0
+"""The momentum remembers at least so many steps. Source: decision 9."""
+
+
+def adapted_momentum(momentum: float, horizon_fraction: float, steps: float) -> tuple[float, float]:
+    """The momentum for a training of so many steps, and the factor on the learning rate that goes with it.
+
+    Momentum averages gradients over about 1 / (1 - momentum) steps. Where that is a large part of the training, the
+    network starts late; then the memory is cut to a fraction of the training. The factor keeps learning rate /
+    (1 - momentum), the size of a step in the long run, as it was.
+
+    Args:
+        momentum: As planned.
+        horizon_fraction: Longest memory as a fraction of the steps; 0 changes nothing.
+        steps: Of the whole training.
+
+    Source: decision 9.
+    """
+    if horizon_fraction == 0 or momentum == 0:
+        return momentum, 1.0
+    planned = 1 / (1 - momentum)
+    horizon = min(planned, max(SMALLEST_HORIZON_STEPS, horizon_fraction * steps))
+    return 1 - 1 / horizon, planned / horizon
+
+
 @dataclass(slots=True)
 class Clock:
     """Seconds that a training has used, over all its starts.
@@ -86,6 +111,21 @@ class Schedule:
     def rate(self, fraction: float) -> float:
         """The learning rate at that fraction; 0 at the end."""
         return float(self.learning_rate * (1 - fraction) ** self.power)
+
+    def expected_steps(self, step: int, used_s: float, reserve_s: float, step_s: float) -> float:
+        """Steps of the whole training, as far as one can tell; 0 before the first step of a time budget.
+
+        Args:
+            step: Steps done.
+            used_s: Seconds used.
+            reserve_s: Seconds kept free at the end.
+            step_s: Expected seconds of a step.
+        """
+        if self.total_steps is not None:
+            return self.total_steps
+        if step_s <= 0:
+            return 0.0
+        return step + max(0.0, self._usable_s(reserve_s) - used_s) / step_s
 
     def is_over(self, step: int, used_s: float, reserve_s: float, step_s: float) -> bool:
         """Whether no step is left, or the next one would end closer to after the budget than before it.

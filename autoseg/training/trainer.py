@@ -39,7 +39,7 @@ from autoseg.training.records import (
 )
 from autoseg.training.resume import finished_result, forget, fresh_counters, require_fit, resolved_precision
 from autoseg.training.sampling import CasePool, PatchStore, Sampler, patch_box
-from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Schedule
+from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Schedule, adapted_momentum
 
 log = logging.getLogger("autoseg")
 
@@ -156,7 +156,7 @@ class _Training:
         self.validation_patches = self.before.validation_patches if self.before else None
         self.records: tuple[EpochRecord, ...] = ()
         self.saved_at_s = self.save_cost_s = 0.0
-        self.rate = training.learning_rate
+        self.rate, self.momentum = training.learning_rate, training.momentum
 
     def _reader(self, store: PatchStore, case_ids: tuple[str, ...], stage: int) -> BatchReader:
         network, training = self.part.network, self.part.training
@@ -217,7 +217,13 @@ class _Training:
         made_before = self._progress_made()
         batch = assemble(ahead.take(), self.device)
         self.rate = self.schedule.rate(self.schedule.fraction(self.counters.step, began, self._reserve_s()))
-        outcome = self.learner.step(batch, self.rate, self.counters.step)
+        self.momentum, factor = adapted_momentum(
+            self.part.training.momentum,
+            self.part.training.momentum_horizon_fraction,
+            self.schedule.expected_steps(self.counters.step, began, self._reserve_s(), self.counters.step_s),
+        )
+        self.rate *= factor
+        outcome = self.learner.step(batch, self.rate, self.counters.step, self.momentum)
         if not outcome.is_finite:
             self._write_run("diverged")
             raise diagnose(
@@ -267,6 +273,7 @@ class _Training:
             seconds=self.clock.used_s(),
             seconds_per_step=old.epoch_step_s / old.epoch_steps,
             learning_rate=self.rate,
+            momentum=self.momentum,
             train_loss=old.epoch_loss_sum / old.epoch_steps,
             validation_loss=look.loss if look else None,
             pseudo_dice=look.pseudo_dice if look else (),
