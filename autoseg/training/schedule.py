@@ -75,6 +75,8 @@ class Schedule:
         steps_per_epoch: Steps of an epoch when epochs are counted; also the unit of random keys.
         num_epochs: Epochs, or None.
         budget_s: Seconds, or None.
+        momentum: As planned.
+        momentum_horizon_fraction: See `adapted_momentum`.
 
     Source: polynomial decay with 0.9, once an epoch: nnU-Net v2. Under a budget it follows the seconds, so that it is
     complete when they are used.
@@ -85,6 +87,8 @@ class Schedule:
     steps_per_epoch: int
     num_epochs: int | None = None
     budget_s: float | None = None
+    momentum: float = 0.0
+    momentum_horizon_fraction: float = 0.0
 
     @property
     def epoch_s(self) -> float:
@@ -111,6 +115,12 @@ class Schedule:
     def rate(self, fraction: float) -> float:
         """The learning rate at that fraction; 0 at the end."""
         return float(self.learning_rate * (1 - fraction) ** self.power)
+
+    def pace(self, step: int, used_s: float, reserve_s: float, step_s: float) -> tuple[float, float]:
+        """Learning rate and momentum of the next step; arguments as for `expected_steps`."""
+        steps = self.expected_steps(step, used_s, reserve_s, step_s)
+        momentum, factor = adapted_momentum(self.momentum, self.momentum_horizon_fraction, steps)
+        return self.rate(self.fraction(step, used_s, reserve_s)) * factor, momentum
 
     def expected_steps(self, step: int, used_s: float, reserve_s: float, step_s: float) -> float:
         """Steps of the whole training, as far as one can tell; 0 before the first step of a time budget.

@@ -39,7 +39,7 @@ from autoseg.training.records import (
 )
 from autoseg.training.resume import finished_result, forget, fresh_counters, require_fit, resolved_precision
 from autoseg.training.sampling import CasePool, PatchStore, Sampler, patch_box
-from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Schedule, adapted_momentum
+from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Schedule
 
 log = logging.getLogger("autoseg")
 
@@ -134,6 +134,8 @@ class _Training:
             training.steps_per_epoch,
             self.settings.num_epochs,
             self.settings.time_budget_s,
+            training.momentum,
+            training.momentum_horizon_fraction,
         )
         self.learner = Learner(
             self.part.network, training, device=self.device, precision=self.precision, seed=settings.seed
@@ -216,13 +218,9 @@ class _Training:
         began = self.clock.used_s()
         made_before = self._progress_made()
         batch = assemble(ahead.take(), self.device)
-        self.rate = self.schedule.rate(self.schedule.fraction(self.counters.step, began, self._reserve_s()))
-        self.momentum, factor = adapted_momentum(
-            self.part.training.momentum,
-            self.part.training.momentum_horizon_fraction,
-            self.schedule.expected_steps(self.counters.step, began, self._reserve_s(), self.counters.step_s),
+        self.rate, self.momentum = self.schedule.pace(
+            self.counters.step, began, self._reserve_s(), self.counters.step_s
         )
-        self.rate *= factor
         outcome = self.learner.step(batch, self.rate, self.counters.step, self.momentum)
         if not outcome.is_finite:
             self._write_run("diverged")

@@ -7,7 +7,7 @@ import pytest
 from autoseg.domain.plan import TrainingPlan
 from autoseg.errors import ConfigError
 from autoseg.training.records import TrainSettings
-from autoseg.training.schedule import Clock, Schedule
+from autoseg.training.schedule import Clock, Schedule, adapted_momentum
 from autoseg.training.validation import affordable_patches, pseudo_dice, running_mean
 
 
@@ -74,3 +74,34 @@ def test_looks_take_their_part() -> None:
     assert affordable_patches(25.0, 1.4, 7, 350) == 15
     assert affordable_patches(25.0, 100.0, 7, 350) == 4
     assert affordable_patches(1e6, 1.4, 7, 350) == 350
+
+
+@pytest.mark.parametrize(
+    ("steps", "momentum", "factor"),
+    [(0, 0.9, 10), (125, 0.9, 10), (250, 0.95, 5), (625, 0.98, 2), (1250, 0.99, 1), (250_000, 0.99, 1)],
+)
+def test_the_memory_of_the_momentum_is_a_fraction_of_the_training(steps: int, momentum: float, factor: float) -> None:
+    assert adapted_momentum(0.99, 0.08, steps) == pytest.approx((momentum, factor))
+
+
+def test_without_a_fraction_the_momentum_is_as_planned() -> None:
+    assert adapted_momentum(0.99, 0.0, 10) == (0.99, 1.0)
+    assert adapted_momentum(0.0, 0.08, 10) == (0.0, 1.0)
+
+
+def test_expected_steps_follow_the_epochs_or_the_budget() -> None:
+    counted = Schedule(0.01, 0.9, 250, num_epochs=3)
+    timed = Schedule(0.01, 0.9, 250, budget_s=100.0)
+    assert counted.expected_steps(10, 5.0, 1.0, 0.5) == 750
+    assert timed.expected_steps(0, 0.0, 10.0, 0.0) == 0
+    assert timed.expected_steps(20, 40.0, 10.0, 0.5) == 20 + 50 / 0.5
+
+
+def test_a_short_training_keeps_the_long_run_size_of_a_step() -> None:
+    rates = {}
+    for num_epochs in (1, 1000):
+        schedule = Schedule(0.01, 0.9, 250, num_epochs, momentum=0.99, momentum_horizon_fraction=0.08)
+        rate, momentum = schedule.pace(0, 0.0, 0.0, 1.0)
+        rates[num_epochs] = (rate, momentum, rate / (1 - momentum))
+    assert rates[1] == pytest.approx((0.05, 0.95, 1.0))
+    assert rates[1000] == pytest.approx((0.01, 0.99, 1.0))
