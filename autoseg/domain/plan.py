@@ -194,8 +194,7 @@ class TrainingPlan(Value):
         batch_size: Patches a step.
         batch_dice: Whether Dice is pooled over the batch instead of averaged over samples.
         foreground_fraction: Part of each batch that is centred on foreground.
-        momentum_horizon_fraction: Longest memory of the momentum, 1 / (1 - momentum) steps, as a fraction of the
-            training's steps; shorter trainings get less momentum and as much more learning rate. 0 switches it off.
+        adapts_momentum: Whether short trainings get less momentum, and as much more learning rate.
         ema_decay: Decay of the running mean of the weights a step; 0 switches it off.
         num_epochs: Default length of a training on a GPU.
         steps_per_epoch: Steps of one epoch.
@@ -207,7 +206,7 @@ class TrainingPlan(Value):
     foreground_fraction: float = Field(default=1 / 3, ge=0, le=1)
     learning_rate: float = Field(default=0.01, gt=0)
     momentum: float = Field(default=0.99, ge=0, lt=1)
-    momentum_horizon_fraction: float = Field(default=0.0, ge=0, le=1)
+    adapts_momentum: bool = False
     weight_decay: float = 3e-5
     decay_power: float = 0.9
     gradient_clip: float = 12.0

@@ -139,7 +139,7 @@ def _configuration(common: DatasetChoices, choices: ConfigurationChoices, labels
         training=TrainingPlan(
             batch_size=choices.batch.batch_size,
             batch_dice=choices.batch_dice,
-            momentum_horizon_fraction=common.rules.momentum_horizon_fraction,
+            adapts_momentum=common.rules.adapts_momentum,
             augmentation=choices.augmentation,
         ),
         inference=InferencePlan(mirror_axes=choices.augmentation.mirror_axes),

@@ -41,7 +41,7 @@ class PlannerRules(Value):
         lowres_spacing_step: Factor by which its spacing is raised until the patch sees enough.
         lowres_smallest_gain: It is dropped when it has not at least this many times fewer voxels.
         axis_tie_fraction: Spacings this close (relative) count as equal when axes are ordered; the earlier goes first.
-        momentum_horizon_fraction: See `TrainingPlan`.
+        adapts_momentum: See `TrainingPlan`.
         mirrors_sided_classes: Whether patches are mirrored from left to right although classes come in left/right
             pairs, which such a patch cannot tell apart.
         single_slice_first: Whether an axis with one slice in every case goes first even when it is not the coarsest.
@@ -73,7 +73,7 @@ class PlannerRules(Value):
     axis_tie_fraction: float = 0.0
     single_slice_first: bool = False
     mirrors_sided_classes: bool = True
-    momentum_horizon_fraction: float = 0.0
+    adapts_momentum: bool = False
 
     def activation_limit(self, dims: int, vram_gb: float) -> float:
         """Count of one sample of which the reference batch just fits this budget."""
@@ -98,7 +98,7 @@ PRESETS: Mapping[str, PlannerRules] = MappingProxyType(
             axis_tie_fraction=1e-4,
             single_slice_first=True,
             mirrors_sided_classes=False,
-            momentum_horizon_fraction=0.08,
+            adapts_momentum=True,
         ),
     }
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import log
 
 MIN_EPOCH_S = 10.0
 """Shortest epoch under a time budget: a shorter one would spend its time on checkpoints."""
@@ -19,29 +20,33 @@ FINAL_WORK_S = 1.0
 """Seconds kept free at the end of a budget for writing the weights, besides the last validation."""
 
 
-SMALLEST_HORIZON_STEPS = 10.0
-"""The momentum remembers at least so many steps. Source: decision 9."""
+SHORT_STEPS, SHORT_MEMORY = 250, 10.0
+LONG_STEPS = 1250
+"""In a training of SHORT_STEPS the momentum remembers SHORT_MEMORY steps, in one of LONG_STEPS as many as planned.
+
+Source: decision 9.
+"""
 
 
-def adapted_momentum(momentum: float, horizon_fraction: float, steps: float) -> tuple[float, float]:
+def adapted_momentum(momentum: float, steps: float) -> tuple[float, float]:
     """The momentum for a training of so many steps, and the factor on the learning rate that goes with it.
 
     Momentum averages gradients over about 1 / (1 - momentum) steps. Where that is a large part of the training, the
-    network starts late; then the memory is cut to a fraction of the training. The factor keeps learning rate /
-    (1 - momentum), the size of a step in the long run, as it was.
+    network starts late; then this memory is shorter, growing as a power of the steps between the two lengths above. The
+    factor keeps learning rate / (1 - momentum), the size of a step in the long run, as it was.
 
     Args:
         momentum: As planned.
-        horizon_fraction: Longest memory as a fraction of the steps; 0 changes nothing.
         steps: Of the whole training.
 
     Source: decision 9.
     """
-    if horizon_fraction == 0 or momentum == 0:
-        return momentum, 1.0
     planned = 1 / (1 - momentum)
-    horizon = min(planned, max(SMALLEST_HORIZON_STEPS, horizon_fraction * steps))
-    return 1 - 1 / horizon, planned / horizon
+    if planned <= SHORT_MEMORY or steps >= LONG_STEPS:
+        return momentum, 1.0
+    power = log(planned / SHORT_MEMORY) / log(LONG_STEPS / SHORT_STEPS)
+    memory = SHORT_MEMORY * max(1.0, steps / SHORT_STEPS) ** power
+    return 1 - 1 / memory, planned / memory
 
 
 @dataclass(slots=True)
@@ -76,7 +81,7 @@ class Schedule:
         num_epochs: Epochs, or None.
         budget_s: Seconds, or None.
         momentum: As planned.
-        momentum_horizon_fraction: See `adapted_momentum`.
+        adapts_momentum: See `adapted_momentum`.
 
     Source: polynomial decay with 0.9, once an epoch: nnU-Net v2. Under a budget it follows the seconds, so that it is
     complete when they are used.
@@ -88,7 +93,7 @@ class Schedule:
     num_epochs: int | None = None
     budget_s: float | None = None
     momentum: float = 0.0
-    momentum_horizon_fraction: float = 0.0
+    adapts_momentum: bool = False
 
     @property
     def epoch_s(self) -> float:
@@ -118,8 +123,9 @@ class Schedule:
 
     def pace(self, step: int, used_s: float, reserve_s: float, step_s: float) -> tuple[float, float]:
         """Learning rate and momentum of the next step; arguments as for `expected_steps`."""
-        steps = self.expected_steps(step, used_s, reserve_s, step_s)
-        momentum, factor = adapted_momentum(self.momentum, self.momentum_horizon_fraction, steps)
+        momentum, factor = self.momentum, 1.0
+        if self.adapts_momentum:
+            momentum, factor = adapted_momentum(momentum, self.expected_steps(step, used_s, reserve_s, step_s))
         return self.rate(self.fraction(step, used_s, reserve_s)) * factor, momentum
 
     def expected_steps(self, step: int, used_s: float, reserve_s: float, step_s: float) -> float:

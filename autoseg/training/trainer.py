@@ -135,7 +135,7 @@ class _Training:
             self.settings.num_epochs,
             self.settings.time_budget_s,
             training.momentum,
-            training.momentum_horizon_fraction,
+            training.adapts_momentum,
         )
         self.learner = Learner(
             self.part.network, training, device=self.device, precision=self.precision, seed=settings.seed

@@ -78,15 +78,22 @@ def test_looks_take_their_part() -> None:
 
 @pytest.mark.parametrize(
     ("steps", "momentum", "factor"),
-    [(0, 0.9, 10), (125, 0.9, 10), (250, 0.95, 5), (625, 0.98, 2), (1250, 0.99, 1), (250_000, 0.99, 1)],
+    [
+        (0, 0.9, 10),
+        (250, 0.9, 10),
+        # Half way between the two lengths on a logarithmic scale: the geometric mean of the two memories.
+        (250 * 5**0.5, 1 - 1 / 1000**0.5, 10**0.5),
+        (1250, 0.99, 1),
+        (250_000, 0.99, 1),
+    ],
 )
-def test_the_memory_of_the_momentum_is_a_fraction_of_the_training(steps: int, momentum: float, factor: float) -> None:
-    assert adapted_momentum(0.99, 0.08, steps) == pytest.approx((momentum, factor))
+def test_the_memory_of_the_momentum_grows_with_the_training(steps: float, momentum: float, factor: float) -> None:
+    assert adapted_momentum(0.99, steps) == pytest.approx((momentum, factor))
 
 
-def test_without_a_fraction_the_momentum_is_as_planned() -> None:
-    assert adapted_momentum(0.99, 0.0, 10) == (0.99, 1.0)
-    assert adapted_momentum(0.0, 0.08, 10) == (0.0, 1.0)
+def test_little_momentum_stays_as_planned() -> None:
+    assert adapted_momentum(0.8, 10) == (0.8, 1.0)
+    assert adapted_momentum(0.0, 10) == (0.0, 1.0)
 
 
 def test_expected_steps_follow_the_epochs_or_the_budget() -> None:
@@ -99,9 +106,9 @@ def test_expected_steps_follow_the_epochs_or_the_budget() -> None:
 
 def test_a_short_training_keeps_the_long_run_size_of_a_step() -> None:
     rates = {}
-    for num_epochs in (1, 1000):
-        schedule = Schedule(0.01, 0.9, 250, num_epochs, momentum=0.99, momentum_horizon_fraction=0.08)
+    for num_epochs, adapts in ((1, True), (1, False), (1000, True)):
+        schedule = Schedule(0.01, 0.9, 250, num_epochs, momentum=0.99, adapts_momentum=adapts)
         rate, momentum = schedule.pace(0, 0.0, 0.0, 1.0)
-        rates[num_epochs] = (rate, momentum, rate / (1 - momentum))
-    assert rates[1] == pytest.approx((0.05, 0.95, 1.0))
-    assert rates[1000] == pytest.approx((0.01, 0.99, 1.0))
+        rates[num_epochs, adapts] = (rate, momentum, rate / (1 - momentum))
+    assert rates[1, True] == pytest.approx((0.1, 0.9, 1.0))
+    assert rates[1, False] == rates[1000, True] == pytest.approx((0.01, 0.99, 1.0))
