@@ -3,7 +3,8 @@
     python scripts/bench_curve.py RUN/models/3d_fullres/fold_0 NNUNET.json --seconds-per-step 4.5 --out OUT.json
 
 NNUNET.json is what `scripts/nnunet_oracle.py train` wrote: its steps and pseudo-Dice by epoch, and the Dice of its
-final weights. nnU-Net's seconds are its steps times the seconds of one of its steps, measured while nothing else ran
+final weights; or the history alone, which it writes after each epoch, of a training that has not ended. nnU-Net's
+seconds are its steps times the seconds of one of its steps, measured while nothing else ran
 (`scripts/bench_step_vs_nnunet.py`), because its own clock counts whatever else the machine was doing.
 """
 
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 POINTS_S = (60, 120, 180, 300, 480, 720, 960, 1200, 1440, 1500)
+TOLERANCE_S = 5.0
+LONGEST_GAP_S = 100.0
 
 
 def our_curve(fold: Path) -> list[tuple[float, int, float]]:
@@ -37,8 +40,9 @@ def their_curve(result: dict[str, Any], seconds_per_step: float) -> list[tuple[f
 
 def at(curve: list[tuple[float, int, float]], seconds: float) -> tuple[int, float] | None:
     """Steps and pseudo-Dice of the last point at or before that time."""
-    past = [(steps, dice) for when, steps, dice in curve if when <= seconds + 1]
-    return past[-1] if past else None
+    past = [(steps, dice) for when, steps, dice in curve if when <= seconds + TOLERANCE_S]
+    has_ended = bool(curve) and curve[-1][0] < seconds - LONGEST_GAP_S
+    return past[-1] if past and not has_ended else None
 
 
 def final_dice(fold: Path) -> float:
@@ -56,6 +60,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     result = json.loads(arguments.nnunet.read_text())
+    if isinstance(result, list):
+        result = {"history": result, "validation": [{"mean_dice": None}]}
     ours, theirs = our_curve(arguments.fold), their_curve(result, arguments.seconds_per_step)
     lines = ["| seconds | autoseg: steps | pseudo-Dice | nnU-Net: steps | pseudo-Dice |", "|---|---|---|---|---|"]
     for seconds in POINTS_S:
