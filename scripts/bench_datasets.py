@@ -40,6 +40,7 @@ PRESENT_FRACTION = 0.5
 SLOW_STEP_S = 5.0
 SMALL_BUDGET = "1GB"
 TIMED_STEPS = 3
+LISTED_CLASSES = 3
 
 
 def autoseg(*words: str) -> None:
@@ -186,17 +187,21 @@ def missing_classes(evaluation: dict) -> list[str]:  # type: ignore[type-arg]
 def table(results: list[dict[str, object]]) -> str:
     """The results as Markdown."""
     lines = [
-        "| set | configuration, memory | patch, batch | steps (s each) | cases (train / scored) | Dice | baseline "
-        "| never predicted |",
+        "| set, time | configuration, memory | patch, batch | steps (s each) | cases (train / scored) | Dice "
+        "| baseline | never predicted |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for item in results:
         patch = "×".join(map(str, item["patch_size"]))  # type: ignore[call-overload]
         steps = f"{item['num_steps']} ({item['seconds_per_step']:.2f})"
         cases = f"{item['num_training']} / {item['num_validation']}"
-        missing = ", ".join(item["missing_classes"]) or "-"  # type: ignore[arg-type]
+        names: list[str] = item["missing_classes"]  # type: ignore[assignment]
+        missing = ", ".join(names[:LISTED_CLASSES]) or "-"
+        if len(names) > LISTED_CLASSES:
+            missing += f" and {len(names) - LISTED_CLASSES} others"
         lines.append(
-            f"| {item['set']} | {item['configuration']}, {item['vram']} | {patch}, {item['batch_size']} | {steps} | "
+            f"| {item['set']}, {item['time_budget']} | {item['configuration']}, {item['vram']} | "
+            f"{patch}, {item['batch_size']} | {steps} | "
             f"{cases} | {item['dice']:.3f} | {item['baseline']:.3f} | {missing} |"
         )
     return "\n".join(lines)
