@@ -218,9 +218,8 @@ class _Training:
         began = self.clock.used_s()
         made_before = self._progress_made()
         batch = assemble(ahead.take(), self.device)
-        self.rate, self.momentum = self.schedule.pace(
-            self.counters.step, began, self._reserve_s(), self.counters.step_s
-        )
+        done, step_s = self.counters.step, self.counters.step_s
+        self.rate, self.momentum = self.schedule.pace(done, began, self._reserve_s(), step_s)
         outcome = self.learner.step(batch, self.rate, self.counters.step, self.momentum)
         if not outcome.is_finite:
             self._write_run("diverged")
