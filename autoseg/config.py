@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, field_validator
@@ -19,6 +19,11 @@ from autoseg.errors import ConfigError
 DEFAULT_SEED = 20240229
 """Any fixed number would do; recorded with every run."""
 
+AUTO = "auto"
+"""What a machine has or does best, found out there."""
+
+YAML_ENDINGS = (".yaml", ".yml")
+
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _UNITS_GB = {"gb": 1.0, "g": 1.0, "mb": 1e-3, "m": 1e-3, "gib": 2**30 / 1e9, "mib": 2**20 / 1e9}
 
@@ -27,19 +32,28 @@ class PlanSettings(Value):
     """The section `plan` of a settings file.
 
     Attributes:
-        preset: Rules to plan by.
-        vram_gb: Memory for one training step in GB; None means the preset's own.
+        preset: Rules to plan by: a shipped preset, or a YAML file of the same keys.
+        vram_gb: Memory for one training step in GB; "auto": what this machine has; None means the preset's own.
+        step_seconds: Longest training step, for presets that plan for time; None means the preset's own.
+        configurations: Further configurations by name, each with the planned one that it is a copy of.
         overrides: Plan keys set by hand, such as ``3d_fullres.network.patch_size``.
     """
 
     preset: str = "default"
-    vram_gb: float | None = Field(default=None, gt=0)
+    vram_gb: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
+    step_seconds: float | None = Field(default=None, gt=0)
+    configurations: dict[str, str] = Field(default_factory=dict)
     overrides: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("vram_gb", mode="before")
     @classmethod
     def _with_unit(cls, value: Any) -> Any:
-        return parse_memory_gb(value) if isinstance(value, str) else value
+        return parse_memory_gb(value) if isinstance(value, str) and value != AUTO else value
+
+    @field_validator("step_seconds", mode="before")
+    @classmethod
+    def _seconds_with_unit(cls, value: Any) -> Any:
+        return parse_duration_s(value) if isinstance(value, str) else value
 
 
 class TrainSettings(Value):
@@ -72,6 +86,23 @@ class Settings(Value):
 
     plan: PlanSettings = PlanSettings()
     train: TrainSettings = TrainSettings()
+
+
+def configs_folder() -> Path:
+    """The shipped settings: inside the package in a wheel, beside it in a source tree."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def preset_names() -> tuple[str, ...]:
+    """The shipped planning presets, by name."""
+    return tuple(sorted(path.stem for path in (configs_folder() / "presets").glob("*.yaml")))
+
+
+def preset_file(name: str) -> Path:
+    """Where the rules of a shipped preset are."""
+    return configs_folder() / "presets" / f"{name}.yaml"
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -144,6 +175,21 @@ def parse_assignments(items: Sequence[str]) -> tuple[tuple[str, Any], ...]:
             raise ConfigError(f"the value of {key.strip()} is not valid YAML: {text!r} ({problem})") from None
         out.append((key.strip(), value))
     return tuple(out)
+
+
+def parse_additions(items: Sequence[str]) -> dict[str, str]:
+    """NAME=CONFIGURATION items to new names with the configurations that they are copies of.
+
+    Raises:
+        ConfigError: An item has no `=`, or nothing on one side of it.
+    """
+    out = {}
+    for item in items:
+        name, _, source = (part.strip() for part in item.partition("="))
+        if not name or not source:
+            raise ConfigError(f"--add needs NAME=CONFIG, got {item!r}", hint="Example: --add 3d_small=3d_fullres")
+        out[name] = source
+    return out
 
 
 def parse_duration_s(text: str) -> float:

@@ -8,10 +8,12 @@ import os
 import platform
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib import metadata
+from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,6 +32,8 @@ STAGE_SAMPLE = 2
 STAGE_AUGMENT = 3
 STAGE_VALIDATE = 4
 STAGE_MEASURE = 5
+STAGE_PREVIOUS = 6
+STAGE_DROPOUT = 7
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -235,6 +239,44 @@ def peak_memory_bytes() -> int:
     """Largest resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * _KIB)
+
+
+def seconds_per_call(call: Callable[[], object], *, seconds: float, most: int, warm_up: int = 1) -> tuple[float, ...]:
+    """Time a call again and again.
+
+    Args:
+        call: What is timed; it returns when its work is done, on a GPU too.
+        seconds: Stop after about so long ...
+        most: ... or so many calls. One is timed in any case.
+        warm_up: Calls before the first that counts, whose time counts towards `seconds`.
+
+    Returns:
+        Seconds of each timed call.
+    """
+    began = time.perf_counter()
+    for _ in range(warm_up):
+        call()
+    taken: list[float] = []
+    while not taken or (len(taken) < most and time.perf_counter() - began < seconds):
+        started = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - started)
+    return tuple(taken)
+
+
+def flops_per_second(call: Callable[[], object], flops: float, *, seconds: float, most: int = 1000) -> float:
+    """The speed of this machine, by a computation whose operations are known.
+
+    Args:
+        call: The computation; see `seconds_per_call`.
+        flops: Operations of one call.
+        seconds: The measurement takes about so long.
+        most: Most calls.
+
+    Returns:
+        Operations a second, by the median over the calls.
+    """
+    return flops / median(seconds_per_call(call, seconds=seconds, most=most))
 
 
 def cpu_name() -> str:

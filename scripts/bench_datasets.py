@@ -1,10 +1,11 @@
 """The same plan, train, predict, evaluate line on several data sets, against a trivial baseline of each.
 
-    python scripts/bench_datasets.py DATA_FOLDER --out OUT [--sets NAME ...] [--time-budget 5m]
+    python scripts/bench_datasets.py DATA_FOLDER --out OUT [--sets NAME ...] [--fold 0] [--time-budget 5m]
 
-The score is that of the final weights of fold 0 on the fold's validation cases, which training never saw. The baseline
-sees the same training cases: in 3D the mean training label map, stretched onto the image's grid; in 2D Otsu's threshold
-(multi-Otsu for several classes). The threshold of the mean map and the order of Otsu's levels are chosen on them.
+The score is that of the final weights of one fold on the fold's validation cases, which training never saw. The
+baseline sees the same training cases: in 3D the mean training label map, stretched onto the image's grid; in 2D Otsu's
+threshold (multi-Otsu for several classes). The threshold of the mean map and the order of Otsu's levels are chosen on
+them.
 Where a step at the default budget takes longer than 5 s, the set is planned again with 1 GB. Writes OUT/results.json
 and prints a Markdown table.
 """
@@ -129,8 +130,10 @@ def step_seconds(planned: Configuration) -> float:
     return min(seconds)
 
 
-def run_set(source: Path, out: Path, time_budget: str, vram: str | None, extra: list[str]) -> dict[str, object]:
-    """Plan, train fold 0, predict its validation cases, evaluate, and compare with the baseline."""
+def run_set(
+    source: Path, out: Path, number: int, time_budget: str, vram: str | None, extra: list[str]
+) -> dict[str, object]:
+    """Plan, train a fold, predict its validation cases, evaluate, and compare with the baseline."""
     run, predictions = out / "run", out / "predictions"
     autoseg("plan", str(source), "--out", str(run), *(["--vram", vram] if vram else []), *extra)
     planned = RunFolder(run).read_plan()
@@ -139,13 +142,13 @@ def run_set(source: Path, out: Path, time_budget: str, vram: str | None, extra: 
     if vram is None and timed_s > SLOW_STEP_S:
         vram = SMALL_BUDGET
         autoseg("plan", str(source), "--out", str(run), "--vram", vram, *extra)
-    autoseg("train", str(run), "--fold", "0", "--time-budget", time_budget)
+    autoseg("train", str(run), "--fold", str(number), "--time-budget", time_budget)
     folder = RunFolder(run)
-    dataset, fold, plan = folder.read_dataset(), folder.read_splits().folds[0], folder.read_plan()
+    dataset, fold, plan = folder.read_dataset(), folder.read_splits().folds[number], folder.read_plan()
     validation = [dataset.case(case_id) for case_id in fold.validation]
     started = time.monotonic()
     images = [file for case in validation for file in case.images]
-    autoseg("predict", str(run), *images, "--fold", "0", "--out", str(predictions))
+    autoseg("predict", str(run), *images, "--fold", str(number), "--out", str(predictions))
     predict_s = time.monotonic() - started
     autoseg("evaluate", str(predictions), str(source), "--json", str(out / "evaluation.json"))
     evaluation = json.loads((out / "evaluation.json").read_text())
@@ -154,9 +157,10 @@ def run_set(source: Path, out: Path, time_budget: str, vram: str | None, extra: 
     is_2d = plan.configurations[name].network.dims == 2
     baseline = (otsu_baseline if is_2d else mean_map_baseline)(training, dataset, validation)
     network = plan.configurations[name].network
-    record = json.loads((folder.fold_folder(name, 0) / "run.json").read_text())
+    record = json.loads((folder.fold_folder(name, number) / "run.json").read_text())
     return {
         "set": source.name,
+        "fold": number,
         "configuration": name,
         "vram": vram or "8GB",
         "patch_size": network.patch_size,
@@ -200,9 +204,9 @@ def table(results: list[dict[str, object]]) -> str:
         if len(names) > LISTED_CLASSES:
             missing += f" and {len(names) - LISTED_CLASSES} others"
         lines.append(
-            f"| {item['set']}, {item['time_budget']} | {item['configuration']}, {item['vram']} | "
-            f"{patch}, {item['batch_size']} | {steps} | "
-            f"{cases} | {item['dice']:.3f} | {item['baseline']:.3f} | {missing} |"
+            f"| {item['set']} fold {item.get('fold', 0)}, {item['time_budget']} "
+            f"| {item['configuration']}, {item['vram']} | {patch}, {item['batch_size']} | {steps} "
+            f"| {cases} | {item['dice']:.3f} | {item['baseline']:.3f} | {missing} |"
         )
     return "\n".join(lines)
 
@@ -213,6 +217,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--time-budget", default="5m")
     parser.add_argument("--vram", nargs="*", default=[], metavar="SET=1GB", help="smaller budgets, set by set")
     parser.add_argument("--preset", default="default")
@@ -226,7 +231,14 @@ def main() -> None:
     extra += [word for item in arguments.extra for word in ("--set", item)]
     for name in arguments.sets:
         done = [item for item in results if item["set"] != name]
-        outcome = run_set(arguments.data / name, arguments.out / name, arguments.time_budget, budgets.get(name), extra)
+        outcome = run_set(
+            arguments.data / name,
+            arguments.out / name,
+            arguments.fold,
+            arguments.time_budget,
+            budgets.get(name),
+            extra,
+        )
         results = [*done, outcome | {"time_budget": arguments.time_budget}]
         results_file.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))

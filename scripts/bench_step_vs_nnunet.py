@@ -111,7 +111,8 @@ def autoseg_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict]:
     import torch
 
     from autoseg import runtime
-    from autoseg.domain.plan import NetworkPlan, TrainingPlan
+    from autoseg.domain.network_plan import NetworkPlan
+    from autoseg.domain.plan import TrainingPlan
     from autoseg.training.batches import Batch
     from autoseg.training.learner import Learner
 
@@ -122,8 +123,8 @@ def autoseg_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict]:
     network = NetworkPlan(
         in_channels=plan["channels"],
         num_classes=len(plan["labels"]),
-        convs_per_stage_encoder=tuple(plan["n_conv_per_stage"]),
-        convs_per_stage_decoder=tuple(plan["n_conv_per_stage_decoder"]),
+        blocks_per_stage_encoder=tuple(plan["n_conv_per_stage"]),
+        blocks_per_stage_decoder=tuple(plan["n_conv_per_stage_decoder"]),
         **{key: as_tuple(plan[key]) for key in ("patch_size", "features_per_stage", "strides", "kernel_sizes")},
     )
     training = TrainingPlan(batch_size=plan["batch_size"], batch_dice=plan["batch_dice"])

@@ -13,6 +13,7 @@ from autoseg.domain.dataset import Channel, LabelClass, LabelSchema
 from autoseg.domain.fingerprint import Budget, ChannelIntensity, Fingerprint
 from autoseg.domain.plan import Plan
 from autoseg.planning.planner import make_plan
+from autoseg.planning.presets import preset_rules
 
 GOLDEN = Path(__file__).parent / "golden" / "nnunet"
 INTENSITY = ChannelIntensity(
@@ -45,9 +46,10 @@ def fingerprint_of(
 
 
 def plan_of(fingerprint: Fingerprint, preset: str = "default", vram_gb: float | None = None, **kwargs: Any) -> Plan:
+    """A plan; `labels` may be given, and the other numbers of a `Budget`."""
     labels = kwargs.pop("labels", schema(fingerprint.num_classes - 1))
     channels = tuple(Channel(name=name) for name in fingerprint.channels)
-    return make_plan(fingerprint, "test", labels, channels, preset, Budget(vram_gb=vram_gb))
+    return make_plan(fingerprint, "test", labels, channels, preset_rules(preset), Budget(vram_gb=vram_gb, **kwargs))
 
 
 def load_golden(name: str) -> dict[str, Any]:

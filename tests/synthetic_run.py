@@ -58,8 +58,8 @@ def configuration(dims: int) -> Configuration:
             features_per_stage=(8, 16),
             strides=((1,) * dims, (2,) * dims),
             kernel_sizes=((3,) * dims, (3,) * dims),
-            convs_per_stage_encoder=(2, 2),
-            convs_per_stage_decoder=(2,),
+            blocks_per_stage_encoder=(2, 2),
+            blocks_per_stage_decoder=(2,),
         ),
         training=TrainingPlan(batch_size=2).model_copy(
             update={"augmentation": TrainingPlan(batch_size=2).augmentation.model_copy(update={"mirror_axes": (0, 1)})}

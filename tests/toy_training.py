@@ -38,8 +38,8 @@ def toy_plan(dims: int = 3, num_classes: int = 3, **training: object) -> Plan:
         features_per_stage=(4, 8, 8),
         strides=((1,) * dims, (2,) * dims, (2,) * dims),
         kernel_sizes=((3,) * dims,) * 3,
-        convs_per_stage_encoder=(1, 1, 1),
-        convs_per_stage_decoder=(1, 1),
+        blocks_per_stage_encoder=(1, 1, 1),
+        blocks_per_stage_decoder=(1, 1),
     )
     fields = {"batch_size": 3, "steps_per_epoch": 6, "validation_steps_per_epoch": 1, **training}
     augmentation = {"mirror_axes": tuple(range(dims)), "rotation_degrees": (30.0,) * (3 if dims == 3 else 1)}

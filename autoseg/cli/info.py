@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autoseg.cli import options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from autoseg.domain.network_plan import NetworkPlan
+
+_NETWORK = "network"
+"""Key of the summary of a network, which is shown as a table."""
+
+_LARGE = 10
+"""From here on one digit behind the point is enough."""
 
 
 def register(app: typer.Typer) -> None:
@@ -27,9 +38,14 @@ def info(
     facts = _facts(what)
     if json is not None:
         emit_json(facts, json)
-    if json != "-":
-        for line in _lines(facts):
-            stdout.print(line, markup=False, soft_wrap=True)
+    if json == "-":
+        return
+    for line in _lines(facts):
+        stdout.print(line, markup=False, soft_wrap=True)
+    members = facts.get("configurations", {facts.get("configuration"): facts})
+    for name, member in members.items():
+        if _NETWORK in member:
+            stdout.print(_network_table(name, member[_NETWORK]))
 
 
 def _facts(what: Path | None) -> dict[str, Any]:
@@ -58,6 +74,7 @@ def _facts(what: Path | None) -> dict[str, Any]:
                 "patch_size": item.network.patch_size,
                 "batch_size": item.training.batch_size,
                 "finished_folds": run.trained_folds(name),
+                _NETWORK: _network_facts(item.network),
             }
             for name, item in plan.configurations.items()
         },
@@ -93,14 +110,55 @@ def _model_facts(folder: Path) -> dict[str, Any]:
         "plan": card.plan.digest(),
         "channels": [channel.name for channel in card.plan.channels],
         "classes": list(card.plan.labels.names),
-        "patch_size": card.plan.configurations[card.configuration].network.patch_size,
+        "patch_size": card.settings.network.patch_size,
         "versions": card.versions,
+        _NETWORK: _network_facts(card.settings.network),
     }
+
+
+def _network_facts(plan: NetworkPlan) -> dict[str, Any]:
+    from autoseg.network.summary import summarise
+
+    return summarise(plan).model_dump(mode="json")
+
+
+def _network_table(name: str, summary: dict[str, Any]) -> Table:
+    """Part by part, in the order of the data flow."""
+    from rich.table import Table
+
+    shown = Table(
+        title=f"Network of {name}, for one patch of {_times(summary['patch_size'])}",
+        caption="Activations: what training keeps for the backward pass, float32, one patch.",
+    )
+    shown.add_column("part")
+    for title in ("size", "channels", "parameters", "GMAC", "activations (MB)"):
+        shown.add_column(title, justify="right")
+    for part in summary["parts"]:
+        shown.add_row(part["name"], _times(part["size"]), str(part["channels"]), *_sums(part))
+    shown.add_section()
+    shown.add_row("all", "", "", *_sums(summary))
+    return shown
+
+
+def _times(sizes: list[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _sums(counted: dict[str, Any]) -> tuple[str, str, str]:
+    macs, memory = counted["macs"] / 1e9, counted["activation_bytes"] / 1e6
+    return f"{counted['parameters']:,}", _rounded(macs), _rounded(memory)
+
+
+def _rounded(value: float) -> str:
+    """Three digits at least."""
+    return f"{value:,.1f}" if value >= _LARGE else f"{value:.3g}"
 
 
 def _lines(facts: dict[str, Any], indent: int = 0) -> list[str]:
     lines = []
     for key, value in facts.items():
+        if key == _NETWORK:
+            continue
         if isinstance(value, dict):
             lines += [" " * indent + f"{key}:", *_lines(value, indent + 2)]
         else:

@@ -23,12 +23,44 @@ Json = Annotated[
 ]
 Config = Annotated[
     str | None,
-    typer.Option("--config", help="Configuration: 2d or 3d_fullres. Default: 3d_fullres where planned, else 2d."),
+    typer.Option("--config", help="A configuration of the plan, e.g. 2d. Default: 3d_fullres where planned, else 2d."),
 ]
-Preset = Annotated[str | None, typer.Option("--preset", help="Planning rules: default or nnunet.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help="Planning rules: default, cpu (short steps, for machines without a GPU), nnunet, nnunet-resenc-m, "
+        "nnunet-resenc-l, nnunet-resenc-xl; or a YAML file of your own like those in configs/presets.",
+    ),
+]
+StepTime = Annotated[
+    str | None,
+    typer.Option("--step-time", metavar="1s", help="Longest training step, with --preset cpu. Default: 1s."),
+]
+Add = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--add",
+        metavar="NAME=CONFIG",
+        help="Add a configuration that begins as a copy of a planned one, e.g. 3d_small=3d_fullres; change it with "
+        "--set. Such configurations, also those written into plan.json by hand, stay when planned again. Repeatable.",
+    ),
+]
 Vram = Annotated[
     str | None,
-    typer.Option("--vram", metavar="8GB", help="Memory for one training step. Default: the preset's own, 8GB."),
+    typer.Option(
+        "--vram",
+        metavar="8GB",
+        help="Memory for one training step, or auto: what the CUDA device has free (without one the preset's own, or "
+        "less where the computer has less). Default: the preset's own (8GB; nnunet-resenc-l 24GB, -xl 40GB).",
+    ),
+]
+Measure = Annotated[
+    bool,
+    typer.Option(
+        "--measure",
+        help="Try a real training step on this machine: plan smaller if it does not fit, and forecast the time.",
+    ),
 ]
 Set = Annotated[
     list[str] | None,

@@ -17,8 +17,11 @@ def run(
     out: options.OutRun,
     preset: options.Preset = None,
     vram: options.Vram = None,
+    step_time: options.StepTime = None,
+    add: options.Add = None,
     set_: options.Set = None,
     config_file: options.ConfigFile = None,
+    measure: options.Measure = False,
     config: options.Config = None,
     fold: options.Fold = "each",
     epochs: options.Epochs = None,
@@ -36,6 +39,8 @@ def run(
         config_file,
         preset=preset,
         vram=vram,
+        step_time=step_time,
+        additions=add or (),
         assignments=set_ or (),
         epochs=epochs,
         time_budget=time_budget,
@@ -43,6 +48,13 @@ def run(
         precision=precision,
     )
     page = results.run(
-        dataset, out, settings, configuration=config, fold=fold, restart=restart, progress=TerminalProgress()
+        dataset,
+        out,
+        settings,
+        configuration=config,
+        fold=fold,
+        restart=restart,
+        measures_step=measure,
+        progress=TerminalProgress(),
     )
     stdout.print(f"Report: {page}", markup=False, soft_wrap=True)

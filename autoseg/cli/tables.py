@@ -2,36 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from autoseg.checking.findings import CheckReport
+from autoseg.domain.network_plan import NetworkPlan
 from autoseg.domain.plan import Plan
 from autoseg.evaluation.crossval import Evaluation, table
+
+if TYPE_CHECKING:
+    from autoseg.pipeline.forecast import ConfigurationForecast, Forecast
 
 _SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
-def _times(values: tuple[float, ...] | tuple[int, ...]) -> str:
-    return " x ".join(f"{value:g}" for value in values)
+_INTRODUCTION = (
+    "A plan holds one or more configurations: each is a network of its own with the way its images are prepared. Of "
+    "every decision follow the rule, the numbers that went into it, and what would change it. Axes are called Z (from "
+    "the feet to the head), Y (from back to front) and X (from left to right)."
+)
+
+
+def _times(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:.4g}" for value in values)
+
+
+def _repeated(rows: Sequence[Sequence[int]]) -> str:
+    """Rows one after the other, equal neighbours counted."""
+    counted = [("x".join(map(str, row)), len(list(group))) for row, group in groupby(rows)]
+    return ", ".join(text if count == 1 else f"{count} times {text}" for text, count in counted)
+
+
+def _blocks(network: NetworkPlan) -> str:
+    down, up = (
+        "-".join(map(str, blocks if len(set(blocks)) > 1 else blocks[:1]))
+        for blocks in (network.blocks_per_stage_encoder, network.blocks_per_stage_decoder)
+    )
+    return f"{down} {network.encoder_block} down, {up or 'none'} up"
 
 
 def plan_table(plan: Plan) -> Table:
     """The plan's figures, a column a configuration."""
     table = Table(title=f"Plan {plan.digest()} for {plan.dataset} (preset {plan.preset}, {plan.vram_gb:g} GB)")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for name in plan.configurations:
-        table.add_column(name)
+        table.add_column(f"{name}\n(added by hand)" if name in plan.added_names else name, overflow="fold")
     members = tuple(plan.configurations.values())
     rows = (
         ("target spacing (mm)", [_times(item.preprocess.target_spacing) for item in members]),
         ("patch size (voxels)", [_times(item.network.patch_size) for item in members]),
         ("batch size", [str(item.training.batch_size) for item in members]),
         ("features per stage", ["-".join(map(str, item.network.features_per_stage)) for item in members]),
-        ("strides", [", ".join(_times(stride) for stride in item.network.strides) for item in members]),
-        ("kernel sizes", [", ".join(_times(kernel) for kernel in item.network.kernel_sizes) for item in members]),
+        ("strides", [_repeated(item.network.strides) for item in members]),
+        ("kernel sizes", [_repeated(item.network.kernel_sizes) for item in members]),
+        ("blocks a stage", [_blocks(item.network) for item in members]),
         (
             "normalization",
             [
@@ -42,21 +70,99 @@ def plan_table(plan: Plan) -> Table:
     )
     for title, cells in rows:
         table.add_row(title, *cells)
+    if any(item.previous_stage for item in members):
+        table.add_row("also sees the result of", *(item.previous_stage or "" for item in members))
     return table
 
 
+def _gigabytes(count: int | None) -> str:
+    return "?" if count is None else f"{count / 1e9:.2f} GB"
+
+
+def _duration(seconds: float | None) -> str:
+    """Two units at most; a dash for what was not measured."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
+
+
+def _training_length(item: ConfigurationForecast) -> str:
+    steps = "" if item.training_steps is None else f"{item.training_steps:,} steps"
+    seconds = "" if item.training_seconds is None else _duration(item.training_seconds)
+    return ", about ".join(part for part in (seconds, steps) if part)
+
+
+def forecast_table(forecast: Forecast) -> Table:
+    """What training and prediction will cost on this machine, a column a configuration."""
+    table = Table(title=f"Forecast for {forecast.device_name} ({forecast.device}, {forecast.precision})")
+    table.add_column("")
+    for name in forecast.configurations:
+        table.add_column(name)
+    members = tuple(forecast.configurations.values())
+    steps = [item.measured for item in members]
+    rows = [("memory of training, predicted", [_gigabytes(item.training.total) for item in members])]
+    if any(steps):
+        rows += [
+            ("memory of training, measured", [_gigabytes(step.memory_bytes) if step else "–" for step in steps]),
+            ("time of a step, measured", [_duration(step.step_seconds if step else None) for step in steps]),
+            ("time of an epoch", [_duration(item.epoch_seconds) for item in members]),
+        ]
+    rows += [
+        ("memory of prediction, predicted", [_gigabytes(item.prediction.total) for item in members]),
+        ("disk for preprocessed cases", [_gigabytes(item.cache_bytes) for item in members]),
+        ("default training of one fold", [_training_length(item) for item in members]),
+    ]
+    for title, cells in rows:
+        table.add_row(title, *cells)
+    return table
+
+
+def forecast_notes(forecast: Forecast) -> Iterator[Text]:
+    """What somebody should know before training: memory that exceeds the budget or the machine, disk that is full."""
+    free, disk_free = forecast.memory_free_bytes, forecast.disk_free_bytes
+    for name, item in forecast.configurations.items():
+        taken = item.training.total
+        if item.measured is not None and item.measured.memory_bytes is not None:
+            taken = item.measured.memory_bytes
+        elif taken > forecast.budget_gb * 1e9:
+            yield Text(
+                f"{name}: more than the {forecast.budget_gb:g} GB asked for is expected in {forecast.precision} on "
+                f"{forecast.device}. --measure finds out and plans for less; so does a smaller --vram.",
+                style="yellow",
+            )
+        if free is not None and taken > free:
+            yield Text(
+                f"{name}: training needs {_gigabytes(taken)}, {_gigabytes(free)} are free here. Plan with a smaller "
+                "--vram, or train where there is more.",
+                style="yellow",
+            )
+    if forecast.cache_bytes > disk_free:
+        yield Text(
+            f"The preprocessed cases of all configurations need {_gigabytes(forecast.cache_bytes)} of disk, "
+            f"{_gigabytes(disk_free)} are free.",
+            style="yellow",
+        )
+
+
 def decision_lines(plan: Plan) -> Iterator[Text]:
-    """Every decision in words: rule, numbers, result, what would change it."""
+    """Every decision in words: rule, numbers, result, what would change it. A rule is told once."""
+    yield Text(f"\n{_INTRODUCTION}")
     heading = None
+    told: dict[str, str] = {}
     # Together by configuration, in the order in which these first appear.
     order = list(dict.fromkeys(decision.configuration for decision in plan.decisions))
     for decision in sorted(plan.decisions, key=lambda item: order.index(item.configuration)):
         if decision.configuration != heading:
             heading = decision.configuration
             yield Text(f"\n{heading or 'For every configuration'}", style="bold underline")
+        topic = decision.topic if not heading else f"{decision.topic} of {heading}"
+        before = told.setdefault(decision.rule, topic)
         yield Text.assemble("\n", (decision.topic, "bold"), ": ", decision.result)
-        yield Text(f"  Rule: {decision.rule}")
-        yield Text(f"  From: {decision.inputs}")
+        yield Text(f"  Rule: {decision.rule if before == topic else f'The same as for the {before}, above.'}")
+        yield Text(f"  Numbers: {decision.inputs}")
         yield Text(f"  Would change it: {decision.would_change}")
     for override in plan.overrides:
         yield Text.assemble("\n", ("Set by hand", "bold"), f": {override.key} = {override.value} ({override.planned})")

@@ -79,7 +79,7 @@ class Fingerprint(Value):
         spacings_mm: Per case (Z, Y, X).
         shapes: Per case after cropping (Z, Y, X).
         median_relative_size_fraction: Median over cases of cropped / original voxels.
-        intensities: One per channel.
+        intensities: One per channel; None where an imported fingerprint does not tell.
         cases: The measurements of each case, when they were taken here; empty for an imported fingerprint.
     """
 
@@ -90,7 +90,7 @@ class Fingerprint(Value):
     spacings_mm: tuple[Triple, ...]
     shapes: tuple[Shape, ...]
     median_relative_size_fraction: float
-    intensities: tuple[ChannelIntensity, ...]
+    intensities: tuple[ChannelIntensity | None, ...]
     cases: tuple[CaseStats, ...] = ()
 
     @model_validator(mode="after")
@@ -113,6 +113,11 @@ class Budget(Value):
 
     Attributes:
         vram_gb: Memory for one training step in GB (10^9 bytes); None means the preset's own.
+        step_seconds: Longest training step, for presets that plan for time; None means the preset's own.
+        flops_per_second: Speed of the device in such a step, as measured: operations of its convolutions a second,
+            counted as in `planning.flops`; None means the preset's own.
     """
 
     vram_gb: float | None = None
+    step_seconds: float | None = None
+    flops_per_second: float | None = None

@@ -5,18 +5,24 @@ Every tuple over axes is in the one array-axis order of the plan (see `Preproces
 
 from __future__ import annotations
 
-from math import prod
+import re
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from autoseg.domain.dataset import Channel, LabelSchema
+from autoseg.domain.network_plan import Floats, Ints, NetworkPlan
 from autoseg.domain.values import Value, digest_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-Ints = tuple[int, ...]
-Floats = tuple[float, ...]
+FLAT, FULLRES, LOWRES, CASCADE = "2d", "3d_fullres", "3d_lowres", "3d_cascade"
+PLANNED_NAMES = (FULLRES, LOWRES, CASCADE, FLAT)
+"""The configurations that planning makes; those of other names were added by people, and planning keeps them."""
+
+_CONFIGURATION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+"""Configurations name folders."""
+
 NormalizationScheme = Literal["zscore", "ct", "none", "rescale", "rgb"]
 
 
@@ -81,85 +87,18 @@ class PreprocessPlan(Value):
         return digest_of(self.model_dump(mode="json"))
 
 
-class NetworkPlan(Value):
-    """A U-Net.
-
-    Attributes:
-        in_channels: Channels of the input.
-        num_classes: Channels of the output, background included.
-        patch_size: Two or three entries; the number of entries is the dimension of the network.
-        features_per_stage: Channels of each resolution stage, finest first.
-        strides: Per stage, the step *into* it; the first is all ones.
-        kernel_sizes: Per stage.
-        convs_per_stage_encoder: Convolutions in each encoder stage.
-        convs_per_stage_decoder: Convolutions in each decoder stage (one stage fewer), finest first.
-        norm: Normalisation layer.
-        activation: Nonlinearity.
-        downsampling: Strided convolution or max pooling in front of a stage.
-        upsampling: Transposed convolution (kernel = stride) or linear interpolation + 1x1 convolution.
-        deep_supervision: Whether training sees an output at every decoder stage.
-    """
-
-    in_channels: int = Field(ge=1)
-    num_classes: int = Field(ge=2)
-    patch_size: Ints
-    features_per_stage: Ints
-    strides: tuple[Ints, ...]
-    kernel_sizes: tuple[Ints, ...]
-    convs_per_stage_encoder: Ints
-    convs_per_stage_decoder: Ints
-    norm: Literal["instance"] = "instance"
-    activation: Literal["leaky_relu"] = "leaky_relu"
-    downsampling: Literal["strided", "max_pool"] = "strided"
-    upsampling: Literal["transposed", "interpolation"] = "transposed"
-    deep_supervision: bool = True
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> Self:
-        dims, stages = self.dims, self.num_stages
-        if dims not in (2, 3) or any(size < 1 for size in self.patch_size):
-            raise ValueError(f"patch_size needs 2 or 3 positive entries, got {self.patch_size}")
-        if stages < 1 or any(features < 1 for features in self.features_per_stage):
-            raise ValueError(f"features_per_stage needs positive entries, got {self.features_per_stage}")
-        for name in ("strides", "kernel_sizes"):
-            rows: tuple[Ints, ...] = getattr(self, name)
-            if len(rows) != stages or any(len(row) != dims or min(row) < 1 for row in rows):
-                raise ValueError(f"{name} needs {stages} rows of {dims} positive entries, got {rows}")
-        if any(size % 2 == 0 for kernel in self.kernel_sizes for size in kernel):
-            raise ValueError(f"kernel sizes must be odd, got {self.kernel_sizes}")
-        if set(self.strides[0]) != {1}:
-            raise ValueError(f"the first stage cannot have a stride, got {self.strides[0]}")
-        if len(self.convs_per_stage_encoder) != stages or len(self.convs_per_stage_decoder) != stages - 1:
-            raise ValueError(
-                f"{stages} stages need {stages} encoder and {stages - 1} decoder entries, got "
-                f"{self.convs_per_stage_encoder} and {self.convs_per_stage_decoder}"
-            )
-        for axis, (size, divisor) in enumerate(zip(self.patch_size, self.divisors, strict=True)):
-            if size % divisor:
-                raise ValueError(
-                    f"patch_size[{axis}] = {size} must be divisible by {divisor}, the product of the strides; "
-                    f"{size // divisor * divisor} or {(size // divisor + 1) * divisor} would be"
-                )
-        return self
-
-    @property
-    def dims(self) -> int:
-        """2 or 3."""
-        return len(self.patch_size)
-
-    @property
-    def num_stages(self) -> int:
-        """Resolution stages, the bottleneck included."""
-        return len(self.features_per_stage)
-
-    @property
-    def divisors(self) -> Ints:
-        """Product of the strides along each axis: inputs must be divisible by it."""
-        return tuple(prod(stride[axis] for stride in self.strides) for axis in range(self.dims))
-
-
 class AugmentationPlan(Value):
     """Probabilities and ranges of the augmentations, applied in the order of the fields.
+
+    What begins with `cascade_` changes the label map of the previous stage, and nothing where there is none: errors as
+    a network makes them, so that the cascade does not learn to copy the map.
+
+    Attributes:
+        cascade_morphology_probability: That the map's classes are dilated, eroded, opened or closed, each class with
+            `cascade_morphology_label_probability` and by a ball of a radius (whole voxels) in
+            `cascade_morphology_radius`.
+        cascade_drop_probability: That connected components are removed, of each class one with
+            `cascade_drop_label_probability`, of at most `cascade_drop_fraction` of the patch's voxels.
 
     Source of the defaults: nnU-Net v2 (Isensee et al. 2021, supplement 4; ranges as in version 2.8).
     """
@@ -185,6 +124,19 @@ class AugmentationPlan(Value):
     gamma_range: tuple[float, float] = (0.7, 1.5)
     mirror_axes: Ints = (0, 1, 2)
     dummy_2d: bool = False
+    cascade_morphology_probability: float = 0.4
+    cascade_morphology_label_probability: float = 0.5
+    cascade_morphology_radius: tuple[int, int] = (1, 8)
+    cascade_drop_probability: float = 0.2
+    cascade_drop_label_probability: float = 0.5
+    cascade_drop_fraction: float = 0.15
+
+    @model_validator(mode="after")
+    def _radii_are_possible(self) -> Self:
+        low, high = self.cascade_morphology_radius
+        if not 1 <= low <= high:
+            raise ValueError(f"cascade_morphology_radius needs two numbers, 1 <= low <= high, got {low}, {high}")
+        return self
 
 
 class TrainingPlan(Value):
@@ -194,7 +146,7 @@ class TrainingPlan(Value):
         batch_size: Patches a step.
         batch_dice: Whether Dice is pooled over the batch instead of averaged over samples.
         foreground_fraction: Part of each batch that is centred on foreground.
-        adapts_momentum: Whether short trainings get less momentum, and as much more learning rate.
+        adapts_momentum: Whether the first steps get less momentum, and as much more learning rate.
         ema_decay: Decay of the running mean of the weights a step; 0 switches it off.
         num_epochs: Default length of a training on a GPU.
         steps_per_epoch: Steps of one epoch.
@@ -233,12 +185,18 @@ class InferencePlan(Value):
 
 
 class Configuration(Value):
-    """One member of a plan: preprocessing, network, training and prediction that fit each other."""
+    """One member of a plan: preprocessing, network, training and prediction that fit each other.
+
+    Attributes:
+        previous_stage: The configuration whose label map is a further input of this one, one channel a foreground
+            class (a cascade); None for a network that sees the image alone.
+    """
 
     preprocess: PreprocessPlan
     network: NetworkPlan
     training: TrainingPlan
     inference: InferencePlan
+    previous_stage: str | None = None
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -246,9 +204,12 @@ class Configuration(Value):
             raise ValueError(
                 f"target_spacing has {len(self.preprocess.target_spacing)} entries for a {self.network.dims}D network"
             )
-        if len(self.preprocess.normalization) != self.network.in_channels:
+        expected = len(self.preprocess.normalization) + self.num_previous_channels
+        if expected != self.network.in_channels:
             raise ValueError(
-                f"{len(self.preprocess.normalization)} normalisations for {self.network.in_channels} input channels"
+                f"network.in_channels is {self.network.in_channels}, expected {expected}: "
+                f"{len(self.preprocess.normalization)} image channels and {self.num_previous_channels} of the "
+                "previous stage"
             )
         for name, axes in (
             ("training.augmentation.mirror_axes", self.training.augmentation.mirror_axes),
@@ -258,12 +219,17 @@ class Configuration(Value):
                 raise ValueError(f"{name} must be different axes below {self.network.dims}, got {axes}")
         return self
 
+    @property
+    def num_previous_channels(self) -> int:
+        """Input channels that hold the previous stage's label map: one a foreground class, or none."""
+        return 0 if self.previous_stage is None else self.network.num_classes - 1
+
 
 class Decision(Value):
     """Why the plan is as it is: one decision in words and numbers.
 
     Attributes:
-        configuration: "2d", "3d_fullres" or "" for both.
+        configuration: Its name, or "" for all of them.
         topic: What was decided, in the field's words.
         rule: The rule in a sentence.
         inputs: The numbers that went in.
@@ -294,7 +260,7 @@ class Plan(Value):
         preset: The rules it was made by.
         vram_gb: The budget it was made for.
         fingerprint_digest: What it was made from.
-        configurations: By name ("2d", "3d_fullres").
+        configurations: By name ("2d", "3d_fullres", "3d_lowres", "3d_cascade", and whatever people add).
         decisions: The reasons; not part of the digest.
         overrides: What was set by hand.
     """
@@ -310,15 +276,28 @@ class Plan(Value):
     decisions: tuple[Decision, ...] = ()
     overrides: tuple[Override, ...] = ()
 
+    @field_validator("schema_version")
+    @classmethod
+    def _is_known(cls, version: int) -> int:
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"the plan has version {version}, this autoseg reads {SCHEMA_VERSION}: plan again")
+        return version
+
     @model_validator(mode="after")
     def _configurations_fit(self) -> Self:
         if not self.configurations:
             raise ValueError("a plan needs at least one configuration")
         for name, configuration in self.configurations.items():
-            if configuration.network.in_channels != len(self.channels):
-                raise ValueError(
-                    f"{name} takes {configuration.network.in_channels} channels, the data set has {len(self.channels)}"
-                )
+            if not _CONFIGURATION_NAME.fullmatch(name):
+                raise ValueError(f"a configuration's name has letters, digits, '_', '-' and '.' only, got {name!r}")
+            num_channels = len(configuration.preprocess.normalization)
+            if num_channels != len(self.channels):
+                raise ValueError(f"{name} takes {num_channels} channels, the data set has {len(self.channels)}")
+            previous = configuration.previous_stage
+            if previous is not None and (previous == name or previous not in self.configurations):
+                raise ValueError(f"{name} needs the configuration {previous!r} as its previous stage")
+            if previous is not None and self.configurations[previous].previous_stage is not None:
+                raise ValueError(f"{name} cannot come after {previous}, a cascade itself: a cascade has two stages")
             if configuration.network.num_classes != self.labels.num_classes:
                 raise ValueError(
                     f"{name} has {configuration.network.num_classes} outputs, the labels need {self.labels.num_classes}"
@@ -328,11 +307,33 @@ class Plan(Value):
     @property
     def default_configuration(self) -> str:
         """The name of 3d_fullres where planned, else of 2d, else of the first."""
-        for name in ("3d_fullres", "2d"):
+        for name in (FULLRES, FLAT):
             if name in self.configurations:
                 return name
         return next(iter(self.configurations))
 
-    def digest(self) -> str:
-        """Name of what this plan does; words about it (decisions, overrides) do not count."""
-        return digest_of(self.model_dump(mode="json", exclude={"decisions", "overrides"}))
+    @property
+    def added_names(self) -> tuple[str, ...]:
+        """The configurations that people added by hand."""
+        return tuple(name for name in self.configurations if name not in PLANNED_NAMES)
+
+    def digest(self, configuration: str = "") -> str:
+        """Name of what this plan does; words about it (decisions, overrides) do not count.
+
+        What people add does not rename what was planned: a configuration of theirs counts only for its own models.
+
+        Args:
+            configuration: Whose models are named; "" for the planned ones.
+        """
+        added = set(self.added_names) - set(self._with_previous(configuration))
+        data = self.model_dump(mode="json", exclude={"decisions", "overrides"})
+        data["configurations"] = {name: item for name, item in data["configurations"].items() if name not in added}
+        return digest_of(data)
+
+    def _with_previous(self, name: str) -> tuple[str, ...]:
+        """A configuration and the stages before it."""
+        chain: list[str] = []
+        while name in self.configurations and name not in chain:
+            chain.append(name)
+            name = self.configurations[name].previous_stage or ""
+        return tuple(chain)

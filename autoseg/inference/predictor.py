@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
 from autoseg.domain.dataset import Case
 from autoseg.domain.geometry import Geometry, Volume
 from autoseg.domain.plan import Configuration
-from autoseg.errors import AutosegError, ConfigError, DatasetError, DeviceMemoryError, ModelError
+from autoseg.errors import ConfigError, DatasetError, ModelError
 from autoseg.inference.export import LabelMap, labels_from_stream
 from autoseg.inference.inputs import output_ending
-from autoseg.inference.sliding_window import Forward, make_grid, stream_logits
+from autoseg.inference.outcome import MEMORY_HINT, Attempt, PredictionOutcome, attempt
+from autoseg.inference.resident import averaged, resident
+from autoseg.inference.sliding_window import make_grid, stream_logits
 from autoseg.inference.tta import Tta, mirrored
-from autoseg.io.images import read_case, write_labels
+from autoseg.io.images import read_case, read_labels, write_labels
+from autoseg.io.maps import IndexMap
 from autoseg.io.model import Model
-from autoseg.network.blocks import InstanceNorm
-from autoseg.network.unet import restore
+from autoseg.preprocessing.previous import previous_map
 from autoseg.preprocessing.transform import Prepared, apply
 from autoseg.runtime import (
     NoProgress,
     Progress,
-    autocast,
     configure_allocator,
     device_memory_errors,
     one_core_each,
@@ -41,13 +44,6 @@ from autoseg.runtime import (
 _BATCH_VOXELS = {"cpu": 2**18}
 _BATCH_VOXELS_ELSEWHERE = 2**22
 _MAX_TILE_BATCH = 32
-
-# What may be wrong with one case while the next can still be fine.
-_CASE_ERRORS = (AutosegError, OSError)
-
-_MEMORY_HINT = "Close other programs, or use a machine with more memory."
-
-T = TypeVar("T")
 
 
 class Predictor:
@@ -85,20 +81,20 @@ class Predictor:
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"the overlap must be at least 0 and less than 1, got {self.overlap}")
         network = self.settings.network
-        self.tile_batch = _default_tile_batch(network.patch_size, self.device) if tile_batch is None else tile_batch
+        self.tile_batch = default_tile_batch(network.patch_size, self.device) if tile_batch is None else tile_batch
         if self.tile_batch < 1:
             raise ConfigError(f"at least one tile goes through the network at a time, got {self.tile_batch}")
         with device_memory_errors(f"{self.device} has too little memory for the networks", _device_hint(self.device)):
-            networks = [_resident(model, self.device, self.precision) for model in models]
+            networks = [resident(model, self.device, self.precision) for model in models]
         mirror_axes = self.settings.inference.mirror_axes if tta == "full" else ()
         self._forward = mirrored(
-            _averaged(networks, network.dims, self.device, self.precision), _tile_axes(mirror_axes, network.dims)
+            averaged(networks, self.settings, self.device, self.precision), _tile_axes(mirror_axes, network.dims)
         )
 
     @property
     def num_channels(self) -> int:
-        """Channels of the input."""
-        return self.settings.network.in_channels
+        """Channels of the image."""
+        return len(self.settings.preprocess.normalization)
 
     def __call__(self, volume: Volume) -> LabelMap:
         """Segment a volume.
@@ -117,11 +113,28 @@ class Predictor:
 
     def prepare(self, volume: Volume) -> Prepared:
         """The first half of a prediction, without the network: may run in another thread."""
-        with device_memory_errors("memory ran out while preparing an image", _MEMORY_HINT):
+        with device_memory_errors("memory ran out while preparing an image", MEMORY_HINT):
             return apply(volume, self.settings.preprocess)
 
-    def logits(self, prepared: Prepared) -> tuple[int, Iterator[tuple[int, int, Tensor]]]:
-        """Logits on the prepared grid: the streaming axis, and slabs along it as `stream_logits` gives them."""
+    def logits(
+        self, prepared: Prepared, previous: IndexMap | None = None
+    ) -> tuple[int, Iterator[tuple[int, int, Tensor]]]:
+        """Logits on the prepared grid: the streaming axis, and slabs along it as `stream_logits` gives them.
+
+        Args:
+            prepared: See `prepare`.
+            previous: Of a cascade: what the previous stage found, see `previous_map`.
+
+        Raises:
+            ModelError: It is a cascade and there is no map, or the other way round.
+        """
+        stage = self.settings.previous_stage
+        if (previous is None) != (stage is None):
+            raise ModelError(
+                "this model sees images alone, but got the label map of a previous stage"
+                if stage is None
+                else f"this model is a cascade: besides the image it needs the label map of {stage}"
+            )
         grid = make_grid(prepared.image.shape[1:], self.settings.network.patch_size, self.overlap)
         stream = stream_logits(
             self._forward,
@@ -129,44 +142,74 @@ class Predictor:
             grid,
             sigma_fraction=self.settings.inference.gaussian_sigma_fraction,
             tile_batch=self.tile_batch,
+            previous=None if previous is None else torch.from_numpy(previous),
         )
         return grid.stream_axis, stream
 
-    def segment(self, prepared: Prepared) -> LabelMap:
-        """The second half of a prediction; see `__call__`."""
+    def previous_map(self, values: NDArray[np.integer], prepared: Prepared) -> IndexMap:
+        """Bring the label map of the previous stage, on the file's grid, to that of the prepared image.
+
+        Raises:
+            DatasetError: It holds values that the labels do not have.
+        """
+        try:
+            return previous_map(values, prepared.trail, self.settings.preprocess, self.labels)
+        except ValueError as problem:
+            raise DatasetError(f"the label map of {self.settings.previous_stage}: {problem}") from None
+
+    def segment(self, prepared: Prepared, previous: IndexMap | None = None) -> LabelMap:
+        """The second half of a prediction; see `__call__` and `logits`."""
         patch = self.settings.network.patch_size
         what = f"{self.device} ran out of memory with {self.tile_batch} tiles of {patch} voxels at a time"
         with device_memory_errors(what, _device_hint(self.device)), torch.inference_mode():
-            axis, stream = self.logits(prepared)
+            axis, stream = self.logits(prepared, previous)
             return labels_from_stream(stream, axis, prepared.trail, self.settings.preprocess, self.labels)
 
 
-@dataclass(frozen=True, slots=True)
-class PredictionOutcome:
-    """What came of predicting several cases.
+@dataclass(frozen=True, slots=True, eq=False)
+class Ready:
+    """A case that is ready for the networks.
 
     Attributes:
-        written: Label maps, in the order of the cases.
-        failures: One line a failed case, naming it.
-        num_short_of_memory: How many of them failed for want of memory.
+        image: For the network that gives the result.
+        earlier: Of a cascade: the image as the previous stage sees it, or the label map that it made of it before.
     """
 
-    written: tuple[Path, ...]
-    failures: tuple[str, ...]
-    num_short_of_memory: int = 0
+    image: Prepared
+    earlier: Prepared | NDArray[np.integer] | None = None
 
-    def raise_failures(self) -> None:
-        """Raise one error that lists the failed cases, if there are any.
 
-        Raises:
-            DeviceMemoryError: Every one failed for want of memory.
-            DatasetError: Some failed otherwise.
-        """
-        if not self.failures:
-            return
-        kind = DeviceMemoryError if self.num_short_of_memory == len(self.failures) else DatasetError
-        total = len(self.written) + len(self.failures)
-        raise kind(f"{len(self.failures)} of {total} cases could not be segmented", problems=self.failures)
+@dataclass(frozen=True, slots=True, eq=False)
+class Stages:
+    """The network that gives the result, and what comes before it in a cascade.
+
+    Attributes:
+        last: Gives the result.
+        first: Of a cascade: its previous stage, or label maps that it made before, by case id; else None.
+    """
+
+    last: Predictor
+    first: Predictor | Mapping[str, Path] | None = None
+
+    def read(self, case: Case) -> Ready:
+        """Read and prepare a case, without the networks: may run in another thread."""
+        volume = read_case(case, self.last.num_channels)
+        image = self.last.prepare(volume)
+        if self.first is None:
+            return Ready(image)
+        if isinstance(self.first, Predictor):
+            return Ready(image, self.first.prepare(volume))
+        return Ready(image, read_labels(self.first[case.id], volume.geometry)[0])
+
+    def segment(self, ready: Ready) -> LabelMap:
+        """Label values on the file's grid, by one stage after the other."""
+        earlier = ready.earlier
+        if earlier is None:
+            return self.last.segment(ready.image)
+        if isinstance(earlier, Prepared):
+            assert isinstance(self.first, Predictor)
+            earlier = self.first.segment(earlier)
+        return self.last.segment(ready.image, self.last.previous_map(earlier, ready.image))
 
 
 def predict_cases(
@@ -179,6 +222,7 @@ def predict_cases(
     *,
     tta: Tta = "none",
     overlap: float | None = None,
+    previous: Sequence[Model] | Mapping[str, Path] | None = None,
     progress: Progress | None = None,
 ) -> PredictionOutcome:
     """Segment cases and write one label map each; a failing case does not stop the others.
@@ -194,7 +238,8 @@ def predict_cases(
         device: See `Predictor`.
         precision: See `Predictor`.
         tta: See `Predictor`.
-        overlap: See `Predictor`.
+        overlap: See `Predictor`; of a cascade, of both stages.
+        previous: Of a cascade: the models of its previous stage, or label maps that they made before, by case id.
         progress: One step a case.
 
     Raises:
@@ -205,38 +250,26 @@ def predict_cases(
     targets = [Path(out) / f"{case.id}{ending or output_ending(case)}" for case in cases]
     _refuse_overwriting(cases, targets)
     configure_allocator()
-    predictor = Predictor(models, device=device, precision=precision, tta=tta, overlap=overlap)
-    return _run(predictor, cases, targets, progress or NoProgress())
+
+    def load(members: Sequence[Model]) -> Predictor:
+        return Predictor(members, device=device, precision=precision, tta=tta, overlap=overlap)
+
+    last = load(models)
+    first = previous if previous is None or isinstance(previous, Mapping) else load(previous)
+    _require_that_stages_fit(last, first)
+    return _run(Stages(last, first), cases, targets, progress or NoProgress())
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt(Generic[T]):
-    """What a step gave, or why it failed."""
-
-    value: T | None = None
-    failure: str | None = None
-    is_short_of_memory: bool = False
-
-
-def _attempt(step: Callable[[], T]) -> _Attempt[T]:
-    try:
-        with device_memory_errors("memory ran out", _MEMORY_HINT):
-            return _Attempt(value=step())
-    except _CASE_ERRORS as problem:
-        failure = str(problem) or type(problem).__name__
-        return _Attempt(failure=failure, is_short_of_memory=isinstance(problem, DeviceMemoryError))
-
-
-def _run(predictor: Predictor, cases: Sequence[Case], targets: Sequence[Path], progress: Progress) -> PredictionOutcome:
+def _run(stages: Stages, cases: Sequence[Case], targets: Sequence[Path], progress: Progress) -> PredictionOutcome:
     """Read, segment and write in three threads, one case apart."""
     progress.start("Segmenting", len(cases))
     written: list[Path] = []
     failures: list[tuple[str, bool]] = []
 
-    def read(case: Case) -> _Attempt[Prepared]:
-        return _attempt(lambda: predictor.prepare(read_case(case, predictor.num_channels)))
+    def read(case: Case) -> Attempt[Ready]:
+        return attempt(lambda: stages.read(case))
 
-    def note(case: Case, target: Path, outcome: _Attempt[Any]) -> None:
+    def note(case: Case, target: Path, outcome: Attempt[Any]) -> None:
         if outcome.failure is None:
             written.append(target)
         else:
@@ -246,12 +279,12 @@ def _run(predictor: Predictor, cases: Sequence[Case], targets: Sequence[Path], p
     beside = one_core_each()
     with ThreadPoolExecutor(1, "read", beside) as reader, ThreadPoolExecutor(1, "write", beside) as writer:
         coming = [reader.submit(read, case) for case in cases[:1]]
-        writing: list[tuple[Case, Path, Future[_Attempt[None]]]] = []
+        writing: list[tuple[Case, Path, Future[Attempt[None]]]] = []
         for number, (case, target) in enumerate(zip(cases, targets, strict=True)):
-            prepared = coming.pop().result()
+            ready = coming.pop().result()
             coming += [reader.submit(read, later) for later in cases[number + 1 : number + 2]]
-            outcome = _segment(predictor, prepared)
-            del prepared
+            outcome = _segment(stages, ready)
+            del ready
             while writing:
                 _note_written(writing.pop(), note)
             if outcome.value is None:
@@ -267,21 +300,21 @@ def _run(predictor: Predictor, cases: Sequence[Case], targets: Sequence[Path], p
 
 
 def _note_written(
-    item: tuple[Case, Path, Future[_Attempt[None]]], note: Callable[[Case, Path, _Attempt[Any]], None]
+    item: tuple[Case, Path, Future[Attempt[None]]], note: Callable[[Case, Path, Attempt[Any]], None]
 ) -> None:
     case, target, future = item
     note(case, target, future.result())
 
 
-def _segment(predictor: Predictor, prepared: _Attempt[Prepared]) -> _Attempt[tuple[LabelMap, Geometry]]:
-    image = prepared.value
-    if image is None:
-        return _Attempt(failure=prepared.failure, is_short_of_memory=prepared.is_short_of_memory)
-    return _attempt(lambda: (predictor.segment(image), image.trail.geometry))
+def _segment(stages: Stages, ready: Attempt[Ready]) -> Attempt[tuple[LabelMap, Geometry]]:
+    case = ready.value
+    if case is None:
+        return Attempt(failure=ready.failure, is_short_of_memory=ready.is_short_of_memory)
+    return attempt(lambda: (stages.segment(case), case.image.trail.geometry))
 
 
-def _write(target: Path, labels: LabelMap, geometry: Geometry) -> _Attempt[None]:
-    return _attempt(lambda: write_labels(target, labels, geometry))
+def _write(target: Path, labels: LabelMap, geometry: Geometry) -> Attempt[None]:
+    return attempt(lambda: write_labels(target, labels, geometry))
 
 
 def _refuse_overwriting(cases: Sequence[Case], targets: Sequence[Path]) -> None:
@@ -315,11 +348,27 @@ def _common_settings(models: Sequence[Model]) -> Configuration:
     return first.settings
 
 
+def _require_that_stages_fit(last: Predictor, first: Predictor | Mapping[str, Path] | None) -> None:
+    stage = last.settings.previous_stage
+    if (stage is None) != (first is None):
+        raise ModelError(
+            "a previous stage was given to a model that sees images alone"
+            if stage is None
+            else f"a cascade cannot predict alone: it needs {stage}, its previous stage"
+        )
+    if isinstance(first, Predictor) and (first.labels, first.num_channels) != (last.labels, last.num_channels):
+        raise ModelError(
+            "the models of the cascade and of its previous stage have other labels or channels",
+            hint="Use two stages of one plan.",
+        )
+
+
 def _device_hint(device: torch.device) -> str:
-    return _MEMORY_HINT if device.type == "cpu" else "Close other programs on the device, or use --device cpu."
+    return MEMORY_HINT if device.type == "cpu" else "Close other programs on the device, or use --device cpu."
 
 
-def _default_tile_batch(patch_size: Sequence[int], device: torch.device) -> int:
+def default_tile_batch(patch_size: Sequence[int], device: torch.device) -> int:
+    """Tiles that go through the network at a time unless somebody says otherwise."""
     budget = _BATCH_VOXELS.get(device.type, _BATCH_VOXELS_ELSEWHERE)
     return max(1, min(_MAX_TILE_BATCH, budget // prod(patch_size)))
 
@@ -327,36 +376,3 @@ def _default_tile_batch(patch_size: Sequence[int], device: torch.device) -> int:
 def _tile_axes(axes: Sequence[int], dims: int) -> tuple[int, ...]:
     """Axes of the network as axes of a tile, which always has three."""
     return tuple(axis + 3 - dims for axis in axes)
-
-
-def _resident(model: Model, device: torch.device, precision: str) -> nn.Module:
-    """The network on its device, in the form that is fastest there."""
-    plan = model.card.settings.network
-    network = restore(plan, model.weights)
-    if device.type == "cpu" and precision == "bf16":
-        # Channels last saves the convolutions a change of layout before and after each: twice as fast as autocast.
-        # Norms keep float32 parameters. Source: docs/decisions/0006.
-        layout = torch.channels_last_3d if plan.dims == 3 else torch.channels_last
-        for module in network.modules():
-            if not isinstance(module, InstanceNorm) and not list(module.children()):
-                module.to(torch.bfloat16, memory_format=layout)  # type: ignore[call-overload]
-    return network.to(device)
-
-
-def _averaged(networks: Sequence[nn.Module], dims: int, device: torch.device, precision: str) -> Forward:
-    """The mean logits of the networks, for tiles with three spatial axes on any device."""
-    is_cast = device.type == "cpu" and precision == "bf16"
-
-    def forward(tiles: Tensor) -> Tensor:
-        x = tiles.to(device, torch.bfloat16 if is_cast else torch.float32)
-        if dims == 2:
-            x = x.squeeze(2)
-        with autocast(device, "fp32" if is_cast else precision):
-            total: Tensor = networks[0](x).to(torch.float32)
-            # Summed as they come: the outputs of two networks are in memory, however many there are.
-            for network in networks[1:]:
-                total = total.add_(network(x))
-        mean = total if len(networks) == 1 else total.div_(len(networks))
-        return mean.unsqueeze(2) if dims == 2 else mean
-
-    return forward

@@ -113,7 +113,13 @@ def make_grid(shape: Sequence[int], patch_size: Sequence[int], overlap: float) -
 
 
 def stream_logits(
-    forward: Forward, image: Tensor, grid: TileGrid, *, sigma_fraction: float = 0.125, tile_batch: int = 1
+    forward: Forward,
+    image: Tensor,
+    grid: TileGrid,
+    *,
+    sigma_fraction: float = 0.125,
+    tile_batch: int = 1,
+    previous: Tensor | None = None,
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Predict an image and give finished slabs of logits in order.
 
@@ -123,6 +129,8 @@ def stream_logits(
         grid: Where the tiles lie.
         sigma_fraction: Of the tile weights.
         tile_batch: Tiles a forward pass.
+        previous: (D, H, W) class indices of a cascade's previous stage: `forward` gets them as one more channel, the
+            last, 0 where the image is padded.
 
     Yields:
         start, stop, logits: rows [start, stop) of the image along `grid.stream_axis`; (K, D, H, W) float32 with
@@ -131,13 +139,21 @@ def stream_logits(
     """
     accumulator = _Accumulator(grid, sigma_fraction)
     padded = _padded(image, grid)
+    padded_previous = None if previous is None else _padded(previous[None], grid)
+
+    def cut(start: Shape) -> Tensor:
+        box = (slice(None), *_box(start, grid))
+        if padded_previous is None:
+            return padded[box]
+        return torch.cat([padded[box], padded_previous[box].to(padded)])
+
     tiles = list(grid.tiles())
     for first in range(0, len(tiles), tile_batch):
         batch = tiles[first : first + tile_batch]
         # Finished rows are used before the network runs, and its outputs go before it runs again: neither finds the
         # other's memory taken.
         yield from accumulator.finish(batch[0][grid.stream_axis])
-        outputs = forward(torch.stack([padded[(slice(None), *_box(start, grid))] for start in batch]))
+        outputs = forward(torch.stack([cut(start) for start in batch]))
         for start, logits in zip(batch, outputs, strict=True):
             yield from accumulator.finish(start[grid.stream_axis])
             accumulator.add(start, logits)

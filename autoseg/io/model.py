@@ -27,6 +27,10 @@ BEST = "best"
 """Stem of the files of the best weights by validation during training."""
 
 
+PREVIOUS_WEIGHTS = "previous_weights"
+"""Provenance of a cascade: SHA-256 of the previous stage's weights, by fold, that predicted what it learned from."""
+
+
 class ModelCard(Value):
     """What a model is; with the weights all that prediction needs.
 
@@ -53,8 +57,9 @@ class ModelCard(Value):
     def _is_consistent(self) -> Self:
         if self.configuration not in self.plan.configurations:
             raise ValueError(f"configuration {self.configuration!r} is not one of {sorted(self.plan.configurations)}")
-        if self.digest != self.plan.digest():
-            raise ValueError(f"the plan has digest {self.plan.digest()}, the card says {self.digest}")
+        expected = self.plan.digest(self.configuration)
+        if self.digest != expected:
+            raise ValueError(f"the plan has digest {expected}, the card says {self.digest}")
         return self
 
     @property

@@ -18,6 +18,8 @@ V = TypeVar("V", bound=Value)
 FOLD_ALL = "all"
 """Name of the fold that trains on every case."""
 
+_FOLD_PREFIX = "fold_"
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -64,22 +66,22 @@ class RunFolder:
         """Trained folds, by configuration."""
         return self.root / "models"
 
+    @property
+    def has_models(self) -> bool:
+        """Whether the training of any fold has begun."""
+        return any(self.models_folder.glob(f"*/{_FOLD_PREFIX}*"))
+
     def cache_folder(self, configuration: str, digest: str) -> Path:
         """Preprocessed cases of one configuration and one preprocessing."""
         return self.root / "cache" / f"{configuration}-{digest}"
 
     def fold_folder(self, configuration: str, fold: int | str) -> Path:
         """One trained fold."""
-        return self.models_folder / configuration / f"fold_{fold}"
+        return self.models_folder / configuration / fold_name(fold)
 
     def trained_folds(self, configuration: str) -> tuple[int | str, ...]:
         """Folds of a configuration with final weights, numbers first, in order."""
-        folder = self.models_folder / configuration
-        if not folder.is_dir():
-            return ()
-        names = [item.name.removeprefix("fold_") for item in folder.glob("fold_*") if is_trained(item)]
-        numbers = sorted(int(name) for name in names if name.isdigit())
-        return (*numbers, *(name for name in names if name == FOLD_ALL))
+        return trained_folds_in(self.models_folder / configuration)
 
     def trained_configurations(self) -> tuple[str, ...]:
         """Configurations with at least one trained fold, by name."""
@@ -136,6 +138,20 @@ class RunFolder:
                 f"{self.root} is not a planned run: {path.name} is missing",
                 hint=f"Make it with: autoseg plan DATASET --out {self.root}",
             )
+
+
+def fold_name(fold: int | str) -> str:
+    """Name of a fold's folder."""
+    return f"{_FOLD_PREFIX}{fold}"
+
+
+def trained_folds_in(folder: Path) -> tuple[int | str, ...]:
+    """Folds with final weights in the folder of a configuration, numbers first, in order."""
+    if not folder.is_dir():
+        return ()
+    names = [item.name.removeprefix(_FOLD_PREFIX) for item in folder.glob(f"{_FOLD_PREFIX}*") if is_trained(item)]
+    numbers = sorted(int(name) for name in names if name.isdigit())
+    return (*numbers, *(name for name in names if name == FOLD_ALL))
 
 
 def is_trained(fold_folder: Path) -> bool:

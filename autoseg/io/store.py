@@ -152,10 +152,8 @@ class CaseStore:
         self.folder = Path(folder)
 
     def path(self, case_id: str) -> Path:
-        """The file of a case; characters that no file name may have are quoted."""
-        name = quote(case_id, safe=" ")
-        # Names that begin with a dot are those of files being written.
-        return self.folder / (name.replace(".", "%2E", 1) + _ENDING if name.startswith(".") else name + _ENDING)
+        """The file of a case."""
+        return case_file(self.folder, case_id)
 
     def ids(self) -> tuple[str, ...]:
         """Ids of all whole cases, sorted."""
@@ -220,6 +218,13 @@ class CaseStore:
             DatasetError: It is not there, or is not a cached case of this version.
         """
         return StoredCase(self.path(case_id))
+
+
+def case_file(folder: Path, case_id: str) -> Path:
+    """The file of a case in a folder of cached ones; characters that no file name may have are quoted."""
+    name = quote(case_id, safe=" ")
+    # Names that begin with a dot are those of files being written.
+    return folder / (name.replace(".", "%2E", 1) + _ENDING if name.startswith(".") else name + _ENDING)
 
 
 def _unreadable(path: Path, problem: Exception) -> DatasetError:

@@ -1,4 +1,7 @@
-"""The parts a U-Net is made of: normalisation, convolution blocks, steps down and up. All for 2D and 3D."""
+"""The blocks a stage of a U-Net is made of, for 2D and 3D.
+
+Every block takes features (N, C, *spatial) and, where the network has a condition, its embedding (N, E).
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from autoseg.network import channels_last
+from autoseg.domain.network_plan import BlockKind, Ints, NetworkPlan
+from autoseg.network.embedding import EmbeddingProjection
+from autoseg.network.norms import Norm, activation, normalisation, normalise_and_activate
 
-Ints = tuple[int, ...]
+SQUEEZE_RATIO = 16
+"""Channels over those of the bottleneck of a squeeze and excitation. Source: Hu et al. 2018, section 6.4."""
 
-NORM_EPS = 1e-5
-"""Added to the variance in a normalisation. Source: nnU-Net v2, plain U-Net."""
-
-LEAKY_SLOPE = 0.01
-"""Slope of the activation below zero. Source: nnU-Net v2, plain U-Net."""
-
-# Below this many voxels a channel the group normalisation of channels-last tensors is 5 to 20 times slower than that of
-# contiguous ones, copy included. Source: docs/decisions/0006.
-_MIN_CHANNELS_LAST_VOXELS = 1024
-
-_LINEAR_MODES = {2: "bilinear", 3: "trilinear"}
+SQUEEZE_DIVISOR = 8
+"""Channels of that bottleneck are rounded to multiples of this. Source: nnU-Net's residual encoder (after timm)."""
 
 
 def convolution(dims: int) -> Callable[..., nn.Module]:
@@ -30,92 +27,241 @@ def convolution(dims: int) -> Callable[..., nn.Module]:
     return nn.Conv3d if dims == 3 else nn.Conv2d
 
 
-class InstanceNorm(nn.Module):
-    """Every channel of every sample to mean 0 and variance 1, then scale and shift.
+def average_pool(dims: int, stride: Ints) -> nn.Module:
+    """Mean over blocks of the stride, which divides the sizes."""
+    layer: Callable[..., nn.Module] = nn.AvgPool3d if dims == 3 else nn.AvgPool2d
+    return layer(stride)
 
-    On the CPU it runs as a group normalisation with one channel a group: the same numbers, and 2 to 3 times faster in
-    float32. Elsewhere the instance normalisation is kept, because autocast would make a group normalisation float32.
-    A channel with a single voxel is allowed and comes out as its shift.
-    """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+def padded_convolution(
+    dims: int, in_channels: int, out_channels: int, kernel: Ints, stride: Ints | None = None, *, has_bias: bool = True
+) -> nn.Module:
+    """A convolution that keeps the size but for its stride; the kernel is odd."""
+    padding = tuple(size // 2 for size in kernel)
+    layer = convolution(dims)
+    return layer(in_channels, out_channels, kernel, stride=stride or (1,) * dims, padding=padding, bias=has_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, *spatial)."""
-        if x.device.type == "cpu":
-            if x[0, 0].numel() < _MIN_CHANNELS_LAST_VOXELS:
-                x = x.contiguous()
-            return torch.group_norm(x, x.shape[1], self.weight, self.bias, NORM_EPS, False)
-        return torch.instance_norm(x, self.weight, self.bias, None, None, True, 0.0, NORM_EPS, True)
+
+def _channel_dropout(plan: NetworkPlan) -> nn.Module:
+    if plan.dropout == 0:
+        return nn.Identity()
+    return (nn.Dropout3d if plan.dims == 3 else nn.Dropout2d)(plan.dropout)
+
+
+def _projection(plan: NetworkPlan, channels: int) -> EmbeddingProjection | None:
+    if plan.condition is None:
+        return None
+    return EmbeddingProjection(plan.embedding_channels, channels, kind=plan.condition.kind)
 
 
 class ConvBlock(nn.Module):
-    """Convolution (with bias, padded to keep the size), instance norm, leaky ReLU."""
+    """Convolution, dropout, norm, embedding, activation.
 
-    def __init__(self, dims: int, in_channels: int, out_channels: int, kernel: Ints, stride: Ints) -> None:
-        super().__init__()
-        padding = tuple(size // 2 for size in kernel)
-        self.conv = convolution(dims)(in_channels, out_channels, kernel, stride=stride, padding=padding)
-        self.norm = InstanceNorm(out_channels)
+    The embedding comes after the norm in both its kinds: an instance norm would take out again what was added to whole
+    channels in front of it.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *spatial) to (N, K, *ceil(spatial / stride))."""
-        x = self.conv(x)
-        if channels_last.is_meant_for(x):
-            return channels_last.norm_leaky_relu(x, self.norm.weight, self.norm.bias, NORM_EPS, LEAKY_SLOPE)
-        return nn.functional.leaky_relu(self.norm(x), LEAKY_SLOPE, inplace=True)
-
-
-class ConvStack(nn.Sequential):
-    """Convolution blocks one after the other; the first may change channels and resolution."""
-
-    def __init__(
-        self, dims: int, count: int, in_channels: int, out_channels: int, kernel: Ints, stride: Ints | None = None
-    ) -> None:
-        ones = (1,) * dims
-        first = ConvBlock(dims, in_channels, out_channels, kernel, stride or ones)
-        rest = (ConvBlock(dims, out_channels, out_channels, kernel, ones) for _ in range(count - 1))
-        super().__init__(first, *rest)
-
-
-class MaxPool(nn.Module):
-    """Maximum over blocks of the stride; sizes that do not divide are rounded up, as a strided convolution does."""
-
-    def __init__(self, dims: int, stride: Ints) -> None:
-        super().__init__()
-        self.pool = (nn.MaxPool3d if dims == 3 else nn.MaxPool2d)(stride, stride, ceil_mode=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *spatial) to (N, C, *ceil(spatial / stride))."""
-        pooled: Tensor = self.pool(x)
-        return pooled
-
-
-class Interpolate(nn.Module):
-    """A 1x1 convolution to the new number of channels, then linear interpolation by the stride.
-
-    The two commute, and the convolution is cheaper on the coarse grid.
+    Args:
+        plan: The network.
+        in_channels: Of the input.
+        out_channels: Of the output.
+        kernel: Of the convolution.
+        stride: Of the convolution; None for ones.
+        ends_with: The last part; a bare convolution has neither dropout nor embedding.
     """
 
-    def __init__(self, dims: int, in_channels: int, out_channels: int, stride: Ints) -> None:
+    def __init__(
+        self,
+        plan: NetworkPlan,
+        in_channels: int,
+        out_channels: int,
+        kernel: Ints,
+        stride: Ints | None = None,
+        *,
+        ends_with: Literal["conv", "norm", "activation"] = "activation",
+    ) -> None:
         super().__init__()
-        self.stride = tuple(float(step) for step in stride)
-        self.mode = _LINEAR_MODES[dims]
-        self.conv = convolution(dims)(in_channels, out_channels, 1)
+        is_bare = ends_with == "conv"
+        self.conv = padded_convolution(
+            plan.dims, in_channels, out_channels, kernel, stride, has_bias=plan.has_conv_bias or is_bare
+        )
+        self.dropout = nn.Identity() if is_bare else _channel_dropout(plan)
+        self.norm = nn.Identity() if is_bare else normalisation(plan, out_channels)
+        self.projection = None if is_bare else _projection(plan, out_channels)
+        self.activation = activation(plan, out_channels) if ends_with == "activation" else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(N, C, *spatial) to (N, K, *ceil(spatial / stride))."""
+        x = self.dropout(self.conv(x))
+        if self.projection is None or embedding is None:
+            return normalise_and_activate(x, self.norm, self.activation)
+        out: Tensor = self.activation(self.projection(self.norm(x), embedding))
+        return out
+
+
+class Squeeze(nn.Module):
+    """Weighs every channel by what all voxels hold: squeeze and excitation.
+
+    Source: Hu et al. 2018, section 3.
+    """
+
+    def __init__(self, dims: int, channels: int) -> None:
+        super().__init__()
+        wanted = int(channels / SQUEEZE_RATIO + SQUEEZE_DIVISOR / 2) // SQUEEZE_DIVISOR * SQUEEZE_DIVISOR
+        inner = max(SQUEEZE_DIVISOR, wanted)
+        self.first = convolution(dims)(channels, inner, 1)
+        self.second = convolution(dims)(inner, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *spatial) to (N, K, *(spatial * stride))."""
-        return nn.functional.interpolate(self.conv(x), scale_factor=self.stride, mode=self.mode)
+        """(N, C, *spatial) to the same."""
+        mean = x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
+        return x * torch.sigmoid(self.second(nn.functional.relu(self.first(mean))))
 
 
-def upsampling(
-    kind: Literal["transposed", "interpolation"], dims: int, in_channels: int, out_channels: int, stride: Ints
-) -> nn.Module:
-    """The step up in the decoder; a transposed convolution has kernel = stride, so that no checkerboard appears."""
-    if kind == "interpolation":
-        return Interpolate(dims, in_channels, out_channels, stride)
-    layer: Callable[..., nn.Module] = nn.ConvTranspose3d if dims == 3 else nn.ConvTranspose2d
-    return layer(in_channels, out_channels, stride, stride=stride)
+class Shortcut(nn.Module):
+    """The way around a residual block: mean over the stride, then a 1x1 convolution where the channels change.
+
+    Args:
+        plan: The network.
+        in_channels: Of the input.
+        out_channels: Of the output.
+        stride: Step of the block.
+        has_norm: Whether the convolution has a norm behind it, and then no bias.
+
+    Source: He, T. et al. 2019, section 4 (ResNet-D), as in nnU-Net's residual encoder.
+    """
+
+    def __init__(
+        self, plan: NetworkPlan, in_channels: int, out_channels: int, stride: Ints | None, *, has_norm: bool
+    ) -> None:
+        super().__init__()
+        is_wider = in_channels != out_channels
+        self.pool = average_pool(plan.dims, stride) if stride and max(stride) > 1 else None
+        self.conv = convolution(plan.dims)(in_channels, out_channels, 1, bias=not has_norm) if is_wider else None
+        self.norm = normalisation(plan, out_channels) if is_wider and has_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, *spatial) to (N, K, *(spatial / stride)); the stride divides the sizes."""
+        if self.pool is not None:
+            x = self.pool(x)
+        if self.conv is not None:
+            x = normalise_and_activate(self.conv(x), self.norm, nn.Identity())
+        return x
+
+
+class ResidualBlock(nn.Module):
+    """Convolution, norm, activation, convolution, norm, and the activation after the sum with the shortcut.
+
+    It starts as its shortcut alone: the last norm's scale is 0 at first.
+
+    Source: He et al. 2016; nnU-Net's residual encoder (Isensee et al. 2024).
+    """
+
+    def __init__(
+        self, plan: NetworkPlan, in_channels: int, out_channels: int, kernel: Ints, stride: Ints | None = None
+    ) -> None:
+        super().__init__()
+        dims, has_bias = plan.dims, plan.has_conv_bias
+        self.conv1 = padded_convolution(dims, in_channels, out_channels, kernel, stride, has_bias=has_bias)
+        self.dropout = _channel_dropout(plan)
+        self.norm1 = normalisation(plan, out_channels)
+        self.projection = _projection(plan, out_channels)
+        self.activation1 = activation(plan, out_channels)
+        self.conv2 = padded_convolution(dims, out_channels, out_channels, kernel, has_bias=has_bias)
+        self.norm2 = normalisation(plan, out_channels)
+        self.squeeze = Squeeze(dims, out_channels) if plan.squeezes else nn.Identity()
+        self.shortcut = Shortcut(plan, in_channels, out_channels, stride, has_norm=True)
+        self.activation2 = activation(plan, out_channels)
+
+    def start(self, generator: torch.Generator) -> None:
+        """The last norm to zero."""
+        del generator
+        if isinstance(self.norm2, Norm):
+            nn.init.zeros_(self.norm2.weight)
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(N, C, *spatial) to (N, K, *(spatial / stride))."""
+        y = self.dropout(self.conv1(x))
+        if self.projection is None or embedding is None:
+            y = normalise_and_activate(y, self.norm1, self.activation1)
+        else:
+            y = self.activation1(self.projection(self.norm1(y), embedding))
+        y = normalise_and_activate(self.conv2(y), self.norm2, nn.Identity())
+        y = self.squeeze(y).add_(self.shortcut(x))
+        out: Tensor = self.activation2(y)
+        return out
+
+
+class PreactivationBlock(nn.Module):
+    """Norm, activation, convolution, twice, and the sum with the shortcut; dropout in front of the last convolution.
+
+    An added embedding enters after the first convolution, a scale and shift after the second norm. It starts as its
+    shortcut alone: the last convolution is 0 at first.
+
+    Args:
+        plan: The network.
+        in_channels: Of the input.
+        out_channels: Of the output.
+        kernel: Of the convolutions.
+        stride: Of the first convolution; None for ones.
+        resampling: Takes the step down or up in both branches, in front of the first convolution.
+
+    Source: He et al. 2016b; Ho et al. 2020, appendix B; Dhariwal and Nichol 2021, section 3 (resampling).
+    """
+
+    def __init__(
+        self,
+        plan: NetworkPlan,
+        in_channels: int,
+        out_channels: int,
+        kernel: Ints,
+        stride: Ints | None = None,
+        *,
+        resampling: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        dims, has_bias = plan.dims, plan.has_conv_bias
+        self.norm1 = normalisation(plan, in_channels)
+        # Without a norm the activation gets the input itself, which the shortcut needs too.
+        self.activation1 = activation(plan, in_channels, overwrites=plan.norm != "none")
+        self.resampling = resampling
+        self.conv1 = padded_convolution(dims, in_channels, out_channels, kernel, stride, has_bias=has_bias)
+        self.projection = _projection(plan, out_channels)
+        self.norm2 = normalisation(plan, out_channels)
+        self.activation2 = activation(plan, out_channels)
+        self.dropout = nn.Dropout(plan.dropout)
+        self.conv2 = padded_convolution(dims, out_channels, out_channels, kernel, has_bias=has_bias)
+        self.squeeze = Squeeze(dims, out_channels) if plan.squeezes else nn.Identity()
+        self.shortcut = Shortcut(plan, in_channels, out_channels, stride, has_norm=False)
+
+    def start(self, generator: torch.Generator) -> None:
+        """The last convolution to zero."""
+        del generator
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(N, C, *spatial) to (N, K, *(spatial / stride)), or as resampled."""
+        y = normalise_and_activate(x, self.norm1, self.activation1)
+        if self.resampling is not None:
+            x, y = self.resampling(x), self.resampling(y)
+        y = self.conv2(self.dropout(self._inner(self.conv1(y), embedding)))
+        out: Tensor = self.squeeze(y) + self.shortcut(x)
+        return out
+
+    def _inner(self, y: Tensor, embedding: Tensor | None) -> Tensor:
+        if self.projection is None or embedding is None:
+            return normalise_and_activate(y, self.norm2, self.activation2)
+        if self.projection.kind == "add":
+            return normalise_and_activate(self.projection(y, embedding), self.norm2, self.activation2)
+        out: Tensor = self.activation2(self.projection(self.norm2(y), embedding))
+        return out
+
+
+Block = ConvBlock | ResidualBlock | PreactivationBlock
+
+BLOCKS: dict[BlockKind, Callable[..., Block]] = {
+    "conv": ConvBlock,
+    "residual": ResidualBlock,
+    "preactivation": PreactivationBlock,
+}
+"""What makes a block of each kind from plan, channels in and out, kernel and stride."""

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+NO_ACTIVATION = 1.0
+"""The slope that leaves out the activation, as in front of a residual sum."""
+
 
 def memory_format(dims: int) -> torch.memory_format:
     """The channels-last layout of images with 2 or 3 spatial axes."""
@@ -51,7 +54,7 @@ def norm_leaky_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: 
         weight: (C,) float32.
         bias: (C,) float32.
         eps: Added to the variance.
-        slope: Of the activation below zero; must be above 0.
+        slope: Of the activation below zero, 0 or more; `NO_ACTIVATION` leaves it out.
 
     Returns:
         As `x`.
@@ -71,16 +74,21 @@ class _NormLeakyReLU(torch.autograd.Function):
         num, channels = x.shape[:2]
         voxels = x[0, 0].numel()
         y, mean, scale = torch.native_group_norm(x, weight, bias, num, channels, voxels, channels, eps)
-        functional.leaky_relu(y, slope, inplace=True)
-        ctx.save_for_backward(x, y, weight, mean, scale)
+        has_activation = slope != NO_ACTIVATION
+        if has_activation:
+            functional.leaky_relu(y, slope, inplace=True)
+        # Without activation the output is not needed again, and the residual sum may overwrite it.
+        ctx.save_for_backward(x, y if has_activation else None, weight, mean, scale)
         ctx.slope = slope
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, y, weight, mean, scale = ctx.saved_tensors
-        # The sign of the output is that of the input of the activation.
-        inner = torch.ops.aten.leaky_relu_backward(gradients[0].to(y), y, ctx.slope, True)
+        inner = gradients[0].to(x)
+        if y is not None:
+            # The output is above zero where the input of the activation is.
+            inner = torch.ops.aten.leaky_relu_backward(inner, y, ctx.slope, True)
         inner = inner.contiguous(memory_format=memory_format(x.ndim - 2))
         dy, rows = _rows(inner), _rows(x)
         mean, scale = mean.float().view(x.shape[:2]), scale.float().view(x.shape[:2])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.domain.dataset import Case, Dataset
-from autoseg.errors import AutosegError, DatasetError
+from autoseg.errors import AutosegError, ConfigError, DatasetError
 from autoseg.runtime import NoProgress, Progress, num_cpus
 
 R = TypeVar("R")
@@ -65,6 +65,15 @@ def map_cases(
         )
     progress.finish(f"{len(cases)} cases")
     return tuple(results[case.id] for case in cases)
+
+
+def require_trainable(dataset: Dataset, where: Path) -> None:
+    """Refuse classes that cannot be measured or trained yet; a plan alone can be made of them, from a fingerprint."""
+    if dataset.labels.has_regions:
+        raise ConfigError(
+            f"{where} declares regions (classes that join several label values), which cannot be trained yet",
+            hint="Give each class one label value.",
+        )
 
 
 def labels_of(case: Case) -> Path:

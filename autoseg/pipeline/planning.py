@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from autoseg.checking.doctor import check_dataset
 from autoseg.checking.findings import CheckReport
@@ -13,14 +14,19 @@ from autoseg.domain.fingerprint import Budget, CaseStats, Fingerprint
 from autoseg.domain.layouts import load_dataset
 from autoseg.domain.plan import Plan
 from autoseg.domain.splits import dataset_splits, splits_problems
-from autoseg.errors import ConfigError, PlanError
+from autoseg.errors import PlanError
 from autoseg.io.files import read_json
 from autoseg.io.images import read_case, read_labels
 from autoseg.io.run_folder import RunFolder
-from autoseg.pipeline.cases import SILENT, encode_labels, labels_of, map_cases
+from autoseg.pipeline.cases import SILENT, encode_labels, labels_of, map_cases, require_trainable
+from autoseg.pipeline.forecast import Measurements, earlier_forecast, make_forecast
+from autoseg.pipeline.host import Target, budget_of
+from autoseg.pipeline.measuring import with_measured_step
+from autoseg.planning.additions import add_copies, keep_added
 from autoseg.planning.importing import import_fingerprint
 from autoseg.planning.overrides import apply_overrides
 from autoseg.planning.planner import make_plan
+from autoseg.planning.presets import PlannerRules, preset_rules
 from autoseg.preprocessing.measure import measure_case, merge
 from autoseg.runtime import Progress, num_cpus
 
@@ -58,9 +64,18 @@ def plan(
     settings: Settings,
     *,
     fingerprint_file: Path | None = None,
+    measures_step: bool = False,
     progress: Progress = SILENT,
 ) -> Plan:
     """Measure a data set (or take a fingerprint), derive the plan, and write the run folder's JSON files.
+
+    Args:
+        dataset_path: A folder, its dataset.json, or a manifest.
+        out: The run folder.
+        settings: How to plan; device and precision of `settings.train` are those that memory is forecast for.
+        fingerprint_file: Measurements to take instead of reading images.
+        measures_step: Whether a real training step is tried, and the plan made smaller where it does not fit.
+        progress: Where to tell how far it is.
 
     Raises:
         DatasetError: Something about the data stops planning.
@@ -69,12 +84,8 @@ def plan(
     """
     run_folder = RunFolder(out)
     dataset = load_dataset(dataset_path, need_files=fingerprint_file is None)
-    if dataset.labels.has_regions:
-        raise ConfigError(
-            f"{dataset_path} declares regions (classes that join several label values), which cannot be trained yet",
-            hint="Give each class one label value.",
-        )
     if fingerprint_file is None:
+        require_trainable(dataset, dataset_path)
         fingerprint = measure(dataset, progress=progress)
     else:
         fingerprint = import_fingerprint(
@@ -84,13 +95,26 @@ def plan(
             # As nnU-Net does: what the description says counts, for its files may be elsewhere.
             dataset.num_training_stated or len(dataset.cases),
         )
-    planned = _make_plan(fingerprint, dataset, settings.plan)
+    target, rules = Target.of(settings.train), preset_rules(settings.plan.preset)
+    earlier = None if measures_step and not run_folder.has_models else earlier_forecast(run_folder, target)
+    budget = budget_of(settings.plan, rules, target, earlier.flops_per_second if earlier else None)
+
+    def plan_for(vram_gb: float | None) -> Plan:
+        limits = budget.model_copy(update={"vram_gb": vram_gb})
+        return _make_plan(run_folder, fingerprint, dataset, settings.plan, rules, limits)
+
+    planned = plan_for(budget.vram_gb)
+    budget_gb, measured = planned.vram_gb, Measurements(flops_per_second=budget.flops_per_second)
+    if measures_step:
+        planned, measured = with_measured_step(planned, plan_for, target, measured, earlier)
     _refuse_models_of_another_plan(run_folder, planned)
     run_folder.write(run_folder.dataset_file, dataset)
     run_folder.write(run_folder.fingerprint_file, fingerprint)
     if dataset.cases:
         _write_splits(run_folder, dataset, fingerprint, settings.train.seed)
     run_folder.write(run_folder.plan_file, planned)
+    forecast = make_forecast(planned, fingerprint, target, measured, budget_gb=budget_gb, folder=run_folder.root)
+    run_folder.write(run_folder.forecast_file, forecast)
     return planned
 
 
@@ -106,23 +130,39 @@ def _warn_of_left_out_cases(run_folder: RunFolder, splits: Splits, dataset: Data
         )
 
 
-def _make_plan(fingerprint: Fingerprint, dataset: Dataset, settings: PlanSettings) -> Plan:
-    planned = make_plan(
-        fingerprint,
-        dataset.name,
-        dataset.labels,
-        dataset.channels,
-        settings.preset,
-        Budget(vram_gb=settings.vram_gb),
-    )
+def _make_plan(
+    run_folder: RunFolder,
+    fingerprint: Fingerprint,
+    dataset: Dataset,
+    settings: PlanSettings,
+    rules: PlannerRules,
+    budget: Budget,
+) -> Plan:
+    planned = make_plan(fingerprint, dataset.name, dataset.labels, dataset.channels, rules, budget)
+    if run_folder.plan_file.is_file():
+        planned = keep_added(planned, _earlier_plan(run_folder), str(run_folder.plan_file))
+    planned = add_copies(planned, settings.configurations)
     return apply_overrides(planned, tuple(settings.overrides.items()))
+
+
+def _earlier_plan(run_folder: RunFolder) -> dict[str, Any]:
+    """The content of the plan file, of whatever version; PlanError where nobody could tell what it holds."""
+    earlier = read_json(run_folder.plan_file, PlanError)
+    if not isinstance(earlier, dict):
+        raise PlanError(
+            f"{run_folder.plan_file} is not a plan: it must hold keys and values, got {type(earlier).__name__}",
+            hint="Delete it to plan afresh.",
+        )
+    return earlier
 
 
 def _refuse_models_of_another_plan(run_folder: RunFolder, planned: Plan) -> None:
     others = []
     for file in sorted(run_folder.models_folder.glob("*/fold_*/run.json")):
-        if read_json(file).get("plan_digest") != planned.digest():
-            others.append(str(file.parent))
+        fold = file.parent
+        # What somebody added or changed for one configuration of their own does not concern models of others.
+        if read_json(file).get("plan_digest") != planned.digest(fold.parent.name):
+            others.append(str(fold))
     if others:
         raise PlanError(
             f"{run_folder.root} holds models that were trained with another plan than {planned.digest()}",

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from autoseg.errors import ConfigError, ModelError
 from autoseg.inference.inputs import find_cases
-from autoseg.inference.predictor import PredictionOutcome, predict_cases
+from autoseg.inference.outcome import PredictionOutcome
+from autoseg.inference.predictor import predict_cases
 from autoseg.inference.tta import Tta
 from autoseg.io.model import Model, load_model
 from autoseg.io.run_folder import RunFolder, is_trained
+from autoseg.pipeline.cascade import load_previous
 from autoseg.pipeline.cases import SILENT
 from autoseg.runtime import Progress
 
@@ -30,6 +32,9 @@ def predict(
 ) -> PredictionOutcome:
     """Segment images and write label maps on their own grids.
 
+    Of a cascade the previous stage goes first, with all of its finished folds, whichever of the cascade's are chosen;
+    mirroring, overlap, device and precision are those of both.
+
     Args:
         model_path: A run folder, or one trained fold's folder.
         inputs: Files and folders; see `find_cases`.
@@ -47,9 +52,18 @@ def predict(
         ConfigError: The inputs cannot be sorted into cases.
     """
     models = load_models(model_path, configuration, folds)
-    cases = find_cases(inputs, models[0].card.settings.network.in_channels)
+    previous = load_previous(models)
+    cases = find_cases(inputs, len(models[0].card.plan.channels))
     return predict_cases(
-        models, cases, out, device=device, precision=precision, tta=tta, overlap=overlap, progress=progress
+        models,
+        cases,
+        out,
+        device=device,
+        precision=precision,
+        tta=tta,
+        overlap=overlap,
+        previous=previous,
+        progress=progress,
     )
 
 

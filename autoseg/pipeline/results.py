@@ -42,9 +42,10 @@ def run(
     configuration: str | None = None,
     fold: str = "each",
     restart: bool = False,
+    measures_step: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
-    """Check, plan, train, report; returns the page.
+    """Check, plan, train, report; returns the page. Of a cascade, every fold of the previous stage is trained first.
 
     Raises:
         DatasetError: The check found something that stops training.
@@ -57,6 +58,10 @@ def run(
             problems=[f"{item.case or item.file}: {item.message}" for item in errors],
             hint=f"Repair them; `autoseg check {dataset_path}` shows every finding.",
         )
-    plan(dataset_path, out, settings, progress=progress)
+    planned = plan(dataset_path, out, settings, measures_step=measures_step, progress=progress)
+    wanted = planned.configurations.get(configuration or planned.default_configuration)
+    if wanted is not None and wanted.previous_stage is not None:
+        # Any fold of a cascade learns from what every fold of its previous stage predicts.
+        train(out, settings.train, configuration=wanted.previous_stage, restart=restart, progress=progress)
     train(out, settings.train, configuration=configuration, fold=fold, restart=restart, progress=progress)
     return report(out)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from autoseg.config import Settings, load_settings, parse_assignments
+from autoseg.config import Settings, load_settings, parse_additions, parse_assignments
 from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
 
@@ -23,6 +23,8 @@ def resolve_settings(
     *,
     preset: str | None = None,
     vram: str | None = None,
+    step_time: str | None = None,
+    additions: Sequence[str] = (),
     assignments: Sequence[str] = (),
     epochs: int | None = None,
     time_budget: str | None = None,
@@ -41,6 +43,10 @@ def resolve_settings(
         planning["preset"] = preset
     if vram is not None:
         planning["vram_gb"] = vram
+    if step_time is not None:
+        planning["step_seconds"] = step_time
+    if additions:
+        planning["configurations"] = {**settings.plan.configurations, **parse_additions(additions)}
     if epochs is not None and time_budget is not None:
         raise ConfigError("--epochs and --time-budget exclude each other", hint="Give one of them.")
     if epochs is not None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from autoseg.config import TrainSettings, parse_assignments
 from autoseg.domain.dataset import Dataset, Fold
-from autoseg.domain.plan import Configuration, Plan
+from autoseg.domain.plan import Plan
 from autoseg.errors import ConfigError
 from autoseg.evaluation.crossval import Evaluation, evaluate_cases, tolerance_of
 from autoseg.inference.predictor import predict_cases
@@ -18,14 +17,14 @@ from autoseg.io.files import read_json, write_json
 from autoseg.io.model import load_model
 from autoseg.io.run_folder import FOLD_ALL, RunFolder
 from autoseg.io.store import CaseStore
-from autoseg.pipeline.cases import SILENT, labels_of, map_cases
+from autoseg.pipeline.cascade import FoldName, OutOfFold, out_of_fold, prepare_maps
+from autoseg.pipeline.cases import SILENT, labels_of, map_cases, require_trainable
 from autoseg.planning.overrides import apply_overrides
 from autoseg.preprocessing.prepare import cache_digest, prepare_case
 from autoseg.runtime import Progress, num_cpus, one_core_each
 from autoseg.training import records
+from autoseg.training.cascade import PreviousStage
 from autoseg.training.trainer import train_fold
-
-FoldName = int | Literal["all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +60,29 @@ class FoldOutcome:
 
 
 def prepare(
-    run_folder: RunFolder, dataset: Dataset, name: str, planned: Configuration, *, progress: Progress = SILENT
+    run_folder: RunFolder, dataset: Dataset, planned: Plan, name: str, *, progress: Progress = SILENT
 ) -> CaseStore:
     """Preprocess every case that is not in the cache yet; returns the store.
+
+    Configurations that preprocess alike, as a cascade and 3d_fullres do, share one folder: that of the first of them.
+
+    Args:
+        run_folder: The run.
+        dataset: Its data set.
+        planned: Its plan.
+        name: Of the configuration.
+        progress: One step a case.
 
     Raises:
         DatasetError: Cases that cannot be prepared, all of them.
     """
-    store = CaseStore(run_folder.cache_folder(name, cache_digest(planned.preprocess, dataset.labels)))
+    preprocess = planned.configurations[name].preprocess
+    owner = next(other for other, part in planned.configurations.items() if part.preprocess == preprocess)
+    store = CaseStore(run_folder.cache_folder(owner, cache_digest(preprocess, dataset.labels)))
     missing = [case for case in dataset.cases if not store.is_current(case.id, case.files)]
     if missing:
         map_cases(
-            lambda case: prepare_case(case, planned.preprocess, dataset.labels, store),
+            lambda case: prepare_case(case, preprocess, dataset.labels, store),
             missing,
             description=f"Preprocessing {name}",
             progress=progress,
@@ -105,15 +115,22 @@ def train(
     Raises:
         ConfigError: Unknown configuration, fold or key, or the fold is being trained by another process.
         DatasetError: Cases that cannot be prepared.
+        ModelError: It is a cascade and folds of its previous stage are not finished.
     """
     run_folder = RunFolder(run_path)
     dataset, planned = run_folder.read_dataset(), run_folder.read_plan()
+    require_trainable(dataset, run_folder.dataset_file)
     planned = _with_training_overrides(planned, assignments)
     name = _configuration_name(planned, configuration)
     folds = _choose_folds(run_folder, fold, dataset)
-    store = prepare(run_folder, dataset, name, planned.configurations[name], progress=progress)
+    part = planned.configurations[name]
+    # Before anything that takes long.
+    found = out_of_fold(run_folder, dataset, part.previous_stage, folds) if part.previous_stage else {}
+    store = prepare(run_folder, dataset, planned, name, progress=progress)
     return tuple(
-        _train_one(run_folder, dataset, planned, name, number, members, store, settings, restart, progress)
+        _train_one(
+            run_folder, dataset, planned, name, number, members, store, found.get(number), settings, restart, progress
+        )
         for number, members in folds
     )
 
@@ -126,10 +143,14 @@ def _train_one(
     number: FoldName,
     members: Fold,
     store: CaseStore,
+    found: Mapping[str, OutOfFold] | None,
     settings: TrainSettings,
     restart: bool,
     progress: Progress,
 ) -> FoldOutcome:
+    previous: PreviousStage | None = None
+    if found is not None:
+        previous = prepare_maps(run_folder, dataset, name, planned.configurations[name], found, progress=progress)
     folder = run_folder.fold_folder(name, number)
     result = train_fold(
         folder,
@@ -149,9 +170,12 @@ def _train_one(
             checkpoint_interval_s=settings.checkpoint_interval_s,
         ),
         progress,
+        previous,
     )
     started = time.monotonic()
-    evaluation = validate_fold(run_folder, folder, dataset, members.validation, settings, progress=progress)
+    evaluation = validate_fold(
+        run_folder, folder, dataset, members.validation, settings, previous=found, progress=progress
+    )
     return FoldOutcome(
         configuration=name,
         fold=number,
@@ -170,9 +194,20 @@ def validate_fold(
     case_ids: Sequence[str],
     settings: TrainSettings,
     *,
+    previous: Mapping[str, OutOfFold] | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation | None:
-    """Predict a fold's validation cases with its final weights and score them; what is there already is kept."""
+    """Predict a fold's validation cases with its final weights and score them, unless that is done; None without cases.
+
+    Args:
+        run_folder: The run.
+        folder: Of the fold.
+        dataset: The run's.
+        case_ids: The validation cases.
+        settings: Device and precision.
+        previous: Of a cascade: what the previous stage predicted for them, unseen.
+        progress: One step a case.
+    """
     if not case_ids:
         return None
     validation, model = folder / records.VALIDATION_FOLDER, load_model(folder)
@@ -190,6 +225,7 @@ def validate_fold(
         ending=dataset.file_ending,
         device=settings.device,
         precision=settings.precision,
+        previous=None if previous is None else {case_id: previous[case_id].label_map for case_id in case_ids},
         progress=progress,
     )
     outcome.raise_failures()

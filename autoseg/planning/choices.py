@@ -8,7 +8,7 @@ from autoseg.domain.dataset import Channel
 from autoseg.domain.fingerprint import Fingerprint
 from autoseg.domain.plan import AugmentationPlan, ChannelNormalization
 from autoseg.planning.lowres import LowresSearch
-from autoseg.planning.patch import BatchChoice, PatchSearch
+from autoseg.planning.patch import BatchChoice, Limits, PatchSearch
 from autoseg.planning.presets import PlannerRules
 from autoseg.planning.spacing import SpacingChoice
 
@@ -23,6 +23,8 @@ class DatasetChoices:
     """Choices that every configuration shares.
 
     Attributes:
+        limits: What the networks have to fit.
+        num_classes: Background and foreground classes.
         spacing: In the order Z, Y, X.
         order: Z, Y, X (0, 1, 2) in network order.
         target: Target spacing in network order.
@@ -33,9 +35,9 @@ class DatasetChoices:
 
     fingerprint: Fingerprint
     rules: PlannerRules
-    vram_gb: float
+    limits: Limits
     channels: tuple[Channel, ...]
-    num_outputs: int
+    num_classes: int
     spacing: SpacingChoice
     order: Ints
     target: Floats
@@ -57,11 +59,15 @@ class DatasetChoices:
 
 @dataclass(frozen=True, slots=True)
 class ConfigurationChoices:
-    """Choices of one configuration, in network order."""
+    """Choices of one configuration, in network order.
+
+    Attributes:
+        previous_stage: See `Configuration`.
+    """
 
     name: str
     search: PatchSearch
     batch: BatchChoice
-    features: Ints
     batch_dice: bool
     augmentation: AugmentationPlan
+    previous_stage: str | None = None

@@ -11,13 +11,13 @@ from math import prod
 
 from autoseg.domain.dataset import Channel
 from autoseg.domain.fingerprint import ChannelIntensity
-from autoseg.domain.plan import ChannelNormalization, Decision, Plan
+from autoseg.domain.plan import FULLRES, LOWRES, ChannelNormalization, Decision, Plan
 from autoseg.planning.choices import AXIS_NAMES, ConfigurationChoices, DatasetChoices
 from autoseg.planning.explain_configuration import configuration_decisions
 from autoseg.planning.normalization import SCHEMES_BY_NAME, uses_mask
 from autoseg.planning.wording import millions, number, part, per_axis, several, shape, span
 
-BOTH = ""
+ALL = ""
 """The configuration of a decision that all of them share."""
 
 
@@ -48,15 +48,15 @@ def _target_spacing(common: DatasetChoices) -> Decision:
             f"({number(choice.percentile)} mm) if {' and '.join(missing)}."
         )
     return Decision(
-        configuration=BOTH,
+        configuration=ALL,
         topic="target spacing",
         rule=(
-            "Every image is resampled to one voxel size, along each axis the median over the cases. An axis more than "
-            f"{rules.anisotropy:g} times as coarse as both others and with less than a third of their voxels gets its "
-            f"{rules.coarse_axis_percentile:g}th percentile instead, so that few images lose slices."
+            "Every image is resampled to one voxel size (its spacing), along each axis the median over the cases. An "
+            f"axis more than {rules.anisotropy:g} times as coarse as both others and with less than a third of their "
+            f"voxels gets its {rules.coarse_axis_percentile:g}th percentile instead, so that few images lose slices."
         ),
         inputs=(
-            f"{several(len(columns[0]), 'case')}; median spacing in mm, with its range: {spacings}; "
+            f"{several(len(columns[0]), 'case')}; median spacing in mm, with its range in brackets: {spacings}; "
             f"median size {per_axis(AXIS_NAMES, choice.median_size, 'voxels')}"
         ),
         result=per_axis(common.axis_names, common.target, "mm"),
@@ -77,7 +77,7 @@ def _axis_order(common: DatasetChoices) -> Decision:
     if common.rules.single_slice_first:
         rule += " An axis along which every image is a single slice goes first whatever its spacing."
     return Decision(
-        configuration=BOTH,
+        configuration=ALL,
         topic="axis order",
         rule=rule,
         inputs=f"target spacing {per_axis(AXIS_NAMES, common.spacing.target, 'mm')}",
@@ -89,7 +89,7 @@ def _axis_order(common: DatasetChoices) -> Decision:
 def _median_shape(common: DatasetChoices) -> Decision:
     total = prod(common.median_shape) * common.fingerprint.num_training_cases
     return Decision(
-        configuration=BOTH,
+        configuration=ALL,
         topic="median shape",
         rule=(
             "The size of a typical image after cropping to the box around its non-zero voxels and resampling: the "
@@ -128,9 +128,17 @@ _SCHEME_WORDS = {
 }
 
 
-def _normalization(channel: Channel, chosen: ChannelNormalization, stats: ChannelIntensity) -> Decision:
+def _normalization(channel: Channel, chosen: ChannelNormalization, stats: ChannelIntensity | None) -> Decision:
     result = _SCHEME_WORDS[chosen.scheme]
-    if chosen.scheme == "ct":
+    inputs = f"channel name '{channel.name}'; labelled voxels: "
+    if stats is None:
+        inputs += "not measured"
+    else:
+        inputs += (
+            f"mean {number(stats.mean)}, standard deviation {number(stats.std)}, 0.5 to 99.5 percentile "
+            f"{number(stats.percentile_00_5)} to {number(stats.percentile_99_5)}"
+        )
+    if chosen.scheme == "ct" and stats is not None:
         result += (
             f"; clip to {number(stats.percentile_00_5)} ... {number(stats.percentile_99_5)}, "
             f"mean {number(stats.mean)}, standard deviation {number(stats.std)}"
@@ -138,14 +146,10 @@ def _normalization(channel: Channel, chosen: ChannelNormalization, stats: Channe
     elif chosen.use_mask:
         result += ", inside the non-zero mask only"
     return Decision(
-        configuration=BOTH,
+        configuration=ALL,
         topic=f"normalisation of {channel.name}",
         rule=f"{_NAME_RULE} {_SCHEME_REASONS[chosen.scheme]}",
-        inputs=(
-            f"channel name '{channel.name}'; labelled voxels: mean {number(stats.mean)}, standard deviation "
-            f"{number(stats.std)}, 0.5 to 99.5 percentile {number(stats.percentile_00_5)} to "
-            f"{number(stats.percentile_99_5)}"
-        ),
+        inputs=inputs,
         result=result,
         would_change="Another channel name in the data set's description.",
     )
@@ -155,14 +159,14 @@ def _mask(common: DatasetChoices) -> Decision:
     fraction, limit = common.fingerprint.median_relative_size_fraction, common.rules.mask_below_fraction
     is_used = uses_mask(common.fingerprint, common.rules)
     return Decision(
-        configuration=BOTH,
+        configuration=ALL,
         topic="normalisation mask",
         rule=(
             f"Where cropping to the box around the non-zero voxels leaves less than {limit:.0%} of a typical image, "
             "the zeros are blank background; z-scores then use only voxels inside the non-zero mask (holes filled), "
             "and the rest stays 0."
         ),
-        inputs=f"the box holds {fraction:.1%} of the voxels (median over cases)",
+        inputs=f"the box holds {100 * fraction:.4g}% of the voxels (median over cases)",
         result="only voxels inside the mask" if is_used else "all voxels of the cropped image",
         would_change=f"A median {'of' if is_used else 'below'} {limit:.0%}{' or more' if is_used else ''}.",
     )
@@ -172,7 +176,7 @@ def _fullres_presence(common: DatasetChoices) -> Decision:
     slices = number(common.median_shape[0])
     is_3d = common.lowres is not None
     return Decision(
-        configuration="3d_fullres",
+        configuration=FULLRES,
         topic="whether there is a 3D network",
         rule="A 3D network is planned unless a typical image has a single slice along the first axis.",
         inputs=f"a typical image has {slices} slices along {common.axis_names[0]}",
@@ -187,29 +191,26 @@ def _lowres(common: DatasetChoices) -> tuple[Decision, ...]:
     if found is None:
         return ()
     if found.search is not None:
-        result = (
-            f"wanted, at {per_axis(common.axis_names, found.search.spacing, 'mm')} with patch "
-            f"{shape(found.search.topology.patch_size)}; this version does not plan it yet, "
-            "but the full-resolution network already pools Dice over the batch"
-        )
+        result = f"planned, with {found.gain:.2g} times fewer voxels, and the cascade of both beside it"
+        change = "More memory (a larger patch), or smaller images."
     elif found.seen_fraction >= rules.lowres_below_fraction:
-        result = "not needed: the patch sees enough"
+        result = "not planned: the patch sees enough"
+        change = "Less memory (a smaller patch), or larger images."
     else:
-        result = f"not worth it: it would have only {found.gain:.2g} times fewer voxels"
+        result = f"not planned: its images would have only {found.gain:.2g} times fewer voxels"
+        change = "Less memory (a smaller patch), or larger images."
     return (
         Decision(
-            configuration="3d_lowres",
+            configuration=LOWRES,
             topic="whether there is a low-resolution network",
             rule=(
                 f"Where a patch sees less than {rules.lowres_below_fraction:.0%} of a typical image, a network at a "
-                "coarser spacing gives the overview. It is left out unless its images have at least "
-                f"{rules.lowres_smallest_gain:g} times fewer voxels."
+                "coarser spacing gives the overview, and a cascade refines what it predicts at full resolution. Both "
+                f"are left out unless coarse images have at least {rules.lowres_smallest_gain:g} times fewer voxels."
             ),
             inputs=f"the 3d_fullres patch sees {part(found.seen_fraction)} of a typical image",
             result=result,
-            would_change="More memory (a larger patch), or smaller images."
-            if found.is_wanted
-            else "Less memory (a smaller patch), or larger images.",
+            would_change=change,
         ),
     )
 
@@ -230,7 +231,7 @@ def decisions(common: DatasetChoices, planned: Sequence[ConfigurationChoices]) -
         _mask(common),
         _fullres_presence(common),
         *_lowres(common),
-        *(item for choices in planned for item in configuration_decisions(common, choices)),
+        *(item for choices in planned for item in configuration_decisions(common, choices, planned)),
     )
 
 
@@ -258,7 +259,7 @@ def explanation(plan: Plan) -> str:
         paragraphs.append(
             f"{title} = {item.result}\n"
             f"  Rule: {item.rule}\n"
-            f"  From: {item.inputs}\n"
+            f"  Numbers: {item.inputs}\n"
             f"  Would change it: {item.would_change}"
         )
     return "\n\n".join(paragraphs) + "\n"

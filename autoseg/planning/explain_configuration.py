@@ -1,77 +1,113 @@
-"""The reasons of one configuration: patch, depth, memory, batch, channels, loss, augmentation."""
+"""The reasons of one configuration: patch, depth, budget, batch, channels, loss, augmentation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
 
-from autoseg.domain.plan import Decision
+from autoseg.domain.plan import CASCADE, FLAT, LOWRES, Decision
 from autoseg.planning.choices import ConfigurationChoices, DatasetChoices
 from autoseg.planning.patch import ShrinkStep
-from autoseg.planning.wording import gigabytes, millions, number, part, per_axis, several, shape
+from autoseg.planning.wording import (
+    gigabytes,
+    millions,
+    number,
+    operations,
+    part,
+    per_axis,
+    seconds,
+    several,
+    shape,
+)
 
 _LISTED_PAIRS = 2
+_LISTED_STEPS = (3, 2)
+"""Of a long way down, so many steps are told at its beginning and at its end."""
 
 
 def _names(common: DatasetChoices, choices: ConfigurationChoices) -> tuple[str, ...]:
     return common.axis_names[-len(choices.search.spacing) :]
 
 
-def _vram_for(common: DatasetChoices, choices: ConfigurationChoices, activations: float) -> float:
+def _vram_for(choices: ConfigurationChoices, activations: float) -> float:
     """The budget in GB at which so many activations just fit."""
-    return common.vram_gb * activations / choices.search.capacity
+    return choices.search.limits.vram_gb * activations / choices.search.capacity
 
 
 def _initial_patch(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
     search, names = choices.search, _names(common, choices)
-    edge = common.rules.initial_edge_2d if len(names) == 2 else common.rules.initial_edge_3d
+    is_2d = len(names) == 2
+    edge = common.rules.initial_edge_2d if is_2d else common.rules.initial_edge_3d
     return Decision(
         configuration=choices.name,
-        topic="initial patch",
+        topic="first guess of the patch",
         rule=(
-            f"The search starts with a patch of {edge}{'²' if len(names) == 2 else '³'} voxels that is equally long in "
-            "millimetres along every axis, cut to the typical image and rounded up to what the halvings below divide."
+            f"The search for a patch starts large: {edge}{'²' if is_2d else '³'} voxels, as long in millimetres along "
+            "one axis as along the others, but no longer than a typical image, and rounded up so that it can be "
+            "halved as often as the network does (see depth)."
         ),
         inputs=(
-            f"target spacing {per_axis(names, search.spacing, 'mm')}, which gives {shape(search.by_spacing)}; "
-            f"typical image {shape(search.median_shape)}"
+            f"voxels of {per_axis(names, search.spacing, 'mm')}, which give {shape(search.by_spacing)}; "
+            f"a typical image has {shape(search.median_shape)}"
         ),
         result=shape(search.initial),
         would_change="Larger or smaller images, or another target spacing.",
     )
 
 
-def _step_words(names: Sequence[str], steps: Sequence[ShrinkStep], num_samples: int) -> str:
-    return "; ".join(
-        f"{shape(step.before)} needs {millions(step.activations * num_samples)}, shorten {names[step.axis]}"
-        for step in steps
-    )
+def _step_words(names: Sequence[str], step: ShrinkStep, choices: ConfigurationChoices, num_samples: int) -> str:
+    time = choices.search.limits.time
+    needs = millions(step.activations * num_samples)
+    if time is not None:
+        needs += f" and {seconds(step.flops * num_samples / time.flops_per_second)}"
+    return f"{shape(step.before)} needs {needs}: shorten {names[step.axis]}"
 
 
-def _shrinking(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
-    search, rules = choices.search, common.rules
-    smallest, names = rules.smallest_batch, _names(common, choices)
-    needed = millions(search.activations * smallest)
-    final = shape(search.topology.patch_size)
-    capacity = f"{common.vram_gb:g} GB hold about {millions(search.capacity)} activations"
+def _all_steps(names: Sequence[str], choices: ConfigurationChoices, num_samples: int) -> str:
+    """The way down in words; of a long one only its ends."""
+    first, last = _LISTED_STEPS
+    words = [_step_words(names, step, choices, num_samples) for step in choices.search.steps]
+    if len(words) > first + last + 1:
+        left_out = len(words) - first - last
+        words = [*words[:first], f"... {left_out} more steps ...", *words[-last:]]
+    return "; ".join(words)
+
+
+def _next_larger(choices: ConfigurationChoices, num_samples: int) -> str:
+    """What the last patch that was given up would take."""
+    search, last, time = choices.search, choices.search.steps[-1], choices.search.limits.time
+    if last.fits_memory and time is not None:
+        needed_s = last.flops * num_samples / time.flops_per_second
+        return f"With steps of {seconds(needed_s)} the patch would be {shape(last.before)} at least."
+    enough = gigabytes(search.limits.vram_gb * last.activations * num_samples / search.capacity)
+    return f"From {enough} on the patch would be {shape(last.before)} at least."
+
+
+def _patch(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
+    search, rules, names = choices.search, common.rules, _names(common, choices)
+    samples, time = rules.fitted_batch(len(names)), search.limits.time
+    final, needed = shape(search.topology.patch_size), millions(search.activations * samples)
+    inputs = f"{search.limits.vram_gb:g} GB hold about {millions(search.capacity)} such numbers"
+    if time is not None:
+        needed += f" and {seconds(search.flops * samples / time.flops_per_second)}"
+        speed = "measured" if time.is_measured else "not measured: the preset's own number"
+        inputs += f"; at most {seconds(time.step_seconds)} a step at {operations(time.flops_per_second)} ({speed})"
     if search.steps:
-        last = search.steps[-1]
-        enough = _vram_for(common, choices, last.activations * smallest)
-        inputs = f"{capacity}; {_step_words(names, search.steps, smallest)}"
-        result = f"{final} after {several(len(search.steps), 'step')}, needs {needed}"
-        change = f"From {gigabytes(enough)} on the patch would be {shape(last.before)} at least."
+        inputs += f"; {_all_steps(names, choices, samples)}"
+        result = f"{final} after {several(len(search.steps), 'step')}; {samples} of them need {needed}"
+        change = _next_larger(choices, samples)
     else:
-        enough = _vram_for(common, choices, search.activations * smallest)
-        inputs = f"{capacity}; the initial patch {final} needs {needed}"
-        result = f"{final}, no shrinking needed"
-        change = f"Below {gigabytes(enough)} the patch would shrink."
+        inputs += f"; {samples} patches of {final} need {needed}"
+        result = f"{final}, nothing had to be shortened"
+        change = f"Below {gigabytes(_vram_for(choices, search.activations * samples))} the patch would be smaller."
+    limited = "memory" if time is None else "memory, and a training step takes no longer than it may"
     return Decision(
         configuration=choices.name,
         topic="patch size",
         rule=(
-            f"Until {smallest} patches fit the memory, the axis along which the patch covers most of the typical image "
-            "is shortened by the smallest step that the halvings allow. Memory is counted in activations: the numbers "
-            "that the network's convolutions write."
+            f"The patch is shortened until {samples} of them fit the {limited}: each time along the axis on which it "
+            "covers most of the typical image, by the smallest piece that keeps it divisible. Memory is "
+            "counted in the numbers that the network's convolutions write, which training has to keep."
         ),
         inputs=inputs,
         result=result,
@@ -88,42 +124,59 @@ def _depth(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
         configuration=choices.name,
         topic="depth, strides and kernels",
         rule=(
-            f"From stage to stage every axis is halved that has at least {2 * rules.smallest_edge} voxels left and is "
-            f"less than {rules.similar_spacing_ratio:g} times as coarse as the finest of those, so that voxels become "
-            f"cubes on the way down; one axis alone needs {3 * rules.smallest_edge} voxels. Kernels are 1 wide along "
-            "an axis until its spacing is that close to the finest, then 3; in the deepest stage 3 along all axes."
+            "The network works in stages of ever coarser resolution. From stage to stage it halves every axis that has "
+            f"at least {2 * rules.smallest_edge} voxels left and is less than {rules.similar_spacing_ratio:g} times as "
+            "coarse as the finest of those, so that voxels become cubes on the way down; an axis that would be halved "
+            f"alone needs {3 * rules.smallest_edge} voxels. Kernels are 1 wide along an axis until its spacing is that "
+            "close to the finest, then 3; in the deepest stage 3 along all axes."
         ),
-        inputs=f"patch {shape(topology.patch_size)} at {per_axis(names, choices.search.spacing, 'mm')}",
+        inputs=f"patch {shape(topology.patch_size)}, voxels of {per_axis(names, choices.search.spacing, 'mm')}",
         result=(
             f"{several(topology.num_stages, 'stage')}; halvings {per_axis(names, topology.num_halvings)}; the deepest "
-            f"feature map is {shape(bottom)}; strides {strides}; kernels {kernels}"
+            f"stage has {shape(bottom)} left; strides {strides}; kernels {kernels}"
         ),
         would_change="A larger or smaller patch, or another target spacing.",
     )
 
 
-def _features(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
+def _blocks(choices: ConfigurationChoices, common: DatasetChoices) -> str:
     rules, stages = common.rules, choices.search.topology.num_stages
-    most = rules.max_features_2d if len(choices.search.spacing) == 2 else rules.max_features_3d
+    down, up = rules.encoder_blocks(stages), rules.decoder_blocks(stages)
+    if rules.encoder_block == "residual":
+        listed = "-".join(map(str, down))
+        return f"{listed} residual blocks (two convolutions with a shortcut around them) on the way down, " + (
+            f"{'-'.join(map(str, up))} convolutions on the way up" if up else "no way up"
+        )
+    return f"{'-'.join(map(str, down))} convolutions on the way down, {'-'.join(map(str, up)) or 'none'} on the way up"
+
+
+def _features(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
+    search, rules, stages = choices.search, common.rules, choices.search.topology.num_stages
+    is_narrow = search.base_features < rules.base_features
+    rule = (
+        f"{rules.base_features} channels in the first stage, twice as many in each further one, never more than "
+        f"{rules.max_features(len(search.spacing))}; the preset says how many convolutions a stage has."
+    )
+    if search.limits.time is not None:
+        rule += " Where even the smallest patch takes too long, the network gets narrower."
     return Decision(
         configuration=choices.name,
-        topic="channels",
-        rule=(
-            f"{rules.base_features} channels in the first stage, twice as many in each further one, never more than "
-            f"{most}; {rules.convs_per_stage} convolutions in each stage, down and up."
-        ),
+        topic="channels and convolutions",
+        rule=rule,
         inputs=several(stages, "stage"),
-        result="-".join(map(str, choices.features)),
-        would_change="More or fewer stages.",
+        result=f"channels {'-'.join(map(str, search.features))}; {_blocks(choices, common)}",
+        would_change="Longer steps." if is_narrow else "More or fewer stages, or another preset.",
     )
 
 
 def _another_batch(common: DatasetChoices, choices: ConfigurationChoices) -> str:
     """What a batch with one more patch would take."""
-    batch, wanted = choices.batch, choices.batch.batch_size + 1
+    batch, search, wanted = choices.batch, choices.search, choices.batch.batch_size + 1
     needs = []
     if batch.by_memory < wanted:
-        needs.append(f"{gigabytes(_vram_for(common, choices, (wanted - 0.5) * choices.search.activations))} of memory")
+        needs.append(f"{gigabytes(_vram_for(choices, (wanted - 0.5) * search.activations))} of memory")
+    if search.limits.time is not None and batch.by_time is not None and batch.by_time < wanted:
+        needs.append(f"steps of {seconds(wanted * search.flops / search.limits.time.flops_per_second)}")
     if round(batch.by_voxels) < wanted:
         # Rounding goes up from a half.
         cases = common.fingerprint.num_training_cases
@@ -133,36 +186,43 @@ def _another_batch(common: DatasetChoices, choices: ConfigurationChoices) -> str
 
 def _batch(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
     batch, search, rules = choices.batch, choices.search, common.rules
+    fraction = rules.batch_fraction_of_voxels
+    share = f"{fraction:.0%} of" if fraction < 1 else "all"
+    inputs = [
+        f"memory: {millions(search.capacity)} numbers / {millions(search.activations)} a patch = {batch.by_memory}"
+    ]
+    if batch.by_time is not None:
+        inputs.append(f"time: {batch.by_time}")
+    inputs.append(f"data: {fraction:.0%} of all voxels make {number(batch.by_voxels)}")
     return Decision(
         configuration=choices.name,
         topic="batch size",
         rule=(
-            "As many patches as fit the memory (rounded), but together no more than "
-            f"{rules.batch_fraction_of_voxels:.0%} of the data set's voxels, so that steps differ from each other; "
-            f"at least {rules.smallest_batch}."
+            "A batch is the patches that the network sees in one training step: as many as fit the memory"
+            f"{'' if batch.by_time is None else ' and the time'}, but together no more than {share} the data "
+            f"set's voxels, so that steps differ from each other; at least {rules.smallest_batch}."
         ),
-        inputs=(
-            f"{millions(search.capacity)} activations / {millions(search.activations)} a patch = {batch.by_memory}; "
-            f"{rules.batch_fraction_of_voxels:.0%} of all voxels make {number(batch.by_voxels)} patches"
-        ),
+        inputs="patches by " + "; by ".join(inputs),
         result=str(batch.batch_size),
         would_change=_another_batch(common, choices),
     )
 
 
 def _batch_dice(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
-    is_2d = choices.name == "2d"
     seen = 1.0 if common.lowres is None else common.lowres.seen_fraction
+    inputs = {FLAT: "slices", LOWRES: "the low-resolution network, made to see enough"}
+    change = {FLAT: "Nothing: 2D always pools.", LOWRES: "Nothing: low resolution never pools."}
     return Decision(
         configuration=choices.name,
         topic="batch Dice",
         rule=(
-            "The Dice loss pools all patches of a batch where one patch shows too little to judge it alone: always in "
-            "2D, in 3D only where the images ask for a low-resolution network as well."
+            "The Dice loss compares the patches of a batch together, not one by one, where a single patch shows too "
+            "little to judge it alone: in 2D always, in 3D at full resolution only where the images also get a "
+            "low-resolution network."
         ),
-        inputs="2D slices" if is_2d else f"the patch sees {part(seen)} of a typical image",
+        inputs=inputs.get(choices.name, f"the patch sees {part(seen)} of a typical image"),
         result="pooled over the batch" if choices.batch_dice else "each patch on its own",
-        would_change="Nothing: 2D always pools." if is_2d else "Whether a low-resolution network is wanted (above).",
+        would_change=change.get(choices.name, "Whether a low-resolution network is planned (above)."),
     )
 
 
@@ -170,11 +230,14 @@ def _augmentation(common: DatasetChoices, choices: ConfigurationChoices) -> Deci
     plan, patch = choices.augmentation, choices.search.topology.patch_size
     degrees = f"±{plan.rotation_degrees[0]:g}°"
     if len(patch) == 2:
-        rule = "2D patches are turned freely, or by ±15° where one side is more than 1.5 times as long as the other."
+        rule = (
+            "Patches are turned at random, 2D ones freely, or by up to ±15° where one side is more than 1.5 times as "
+            "long as the other."
+        )
         result, ratio = degrees, max(patch) / min(patch)
     else:
         rule = (
-            "3D patches are turned by ±30° about every axis; where the patch is more than "
+            "Patches are turned at random, 3D ones by up to ±30° about every axis; where the patch is more than "
             f"{common.rules.anisotropy:g} times longer than its first axis, slices are turned freely in their plane "
             "instead, because turning thick slices out of it would blur them."
         )
@@ -193,6 +256,10 @@ def _mirroring(common: DatasetChoices, choices: ConfigurationChoices) -> Decisio
     names = common.axis_names[-len(choices.search.topology.patch_size) :]
     mirrored = [names[axis] for axis in choices.augmentation.mirror_axes]
     pairs = ", ".join(f"{left} / {right}" for left, right in common.sided_pairs[:_LISTED_PAIRS])
+    if common.rules.mirrors_sided_classes:
+        change = "Nothing."
+    else:
+        change = "Class names without sides." if pairs else "Class names in pairs such as 'left lung', 'right lung'."
     return Decision(
         configuration=choices.name,
         topic="mirroring",
@@ -202,15 +269,80 @@ def _mirroring(common: DatasetChoices, choices: ConfigurationChoices) -> Decisio
             else "Patches are mirrored at random along every axis, in training and, where asked for, prediction; not "
             "from left to right where class names come in left/right pairs, which would be mixed up."
         ),
-        inputs=f"{len(common.sided_pairs)} left/right pairs among the class names" + (f" ({pairs})" if pairs else ""),
-        result="along " + " and ".join(mirrored) if mirrored else "none",
-        would_change=(
-            "Nothing." if common.rules.mirrors_sided_classes else "Class names that name a side, or no longer do."
-        ),
+        inputs=f"{several(len(common.sided_pairs), 'left/right pair')} among the class names"
+        + (f" ({pairs})" if pairs else ""),
+        result="along " + ", ".join(mirrored) if mirrored else "none",
+        would_change=change,
     )
 
 
-def configuration_decisions(common: DatasetChoices, choices: ConfigurationChoices) -> tuple[Decision, ...]:
-    """The reasons of one configuration, in the order in which the planner decides."""
-    makers = (_initial_patch, _shrinking, _depth, _features, _batch, _batch_dice, _augmentation, _mirroring)
+def _lowres_spacing(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
+    rules, names, search = common.rules, common.axis_names, choices.search
+    return Decision(
+        configuration=choices.name,
+        topic="target spacing",
+        rule=(
+            f"The spacing of 3d_fullres is made {rules.lowres_spacing_step - 1:.0%} coarser again and again (first "
+            "only along axes more than twice as fine as the coarsest) until a patch sees at least "
+            f"{rules.lowres_below_fraction:.0%} of a typical image."
+        ),
+        inputs=f"3d_fullres: {per_axis(names, common.target, 'mm')}, typical image {shape(common.median_shape)}",
+        result=f"{per_axis(names, search.spacing, 'mm')}, typical image {shape(search.median_shape)}",
+        would_change="More memory (a larger patch), or images of another size.",
+    )
+
+
+def _cascade_input(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
+    channels, classes = len(common.channels), common.num_classes - 1
+    return Decision(
+        configuration=choices.name,
+        topic="input",
+        rule=(
+            "The cascade is the full-resolution network with a second look: beside the image it is given what the "
+            "low-resolution network predicted, one channel a class. It learns from predictions for images which the "
+            "low-resolution network was not trained on, so train every fold of 3d_lowres first."
+        ),
+        inputs=f"{several(channels, 'image channel')}, {several(classes, 'class')}",
+        result=f"{channels + classes} input channels",
+        would_change="Other channels or classes.",
+    )
+
+
+def _as_fullres(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
+    search = choices.search
+    return Decision(
+        configuration=choices.name,
+        topic="patch, network and training",
+        rule="Everything but the input is as in 3d_fullres.",
+        inputs="the decisions on 3d_fullres above",
+        result=(
+            f"patch {shape(search.topology.patch_size)}, batch size {choices.batch.batch_size}, "
+            f"{several(search.topology.num_stages, 'stage')}"
+        ),
+        would_change="Whatever changes 3d_fullres.",
+    )
+
+
+def configuration_decisions(
+    common: DatasetChoices, choices: ConfigurationChoices, planned: Sequence[ConfigurationChoices]
+) -> tuple[Decision, ...]:
+    """The reasons of one configuration, in the order in which the planner decides.
+
+    Args:
+        common: What all configurations share.
+        choices: Of this one.
+        planned: All of them.
+    """
+    makers = (_initial_patch, _patch, _depth, _features, _batch, _batch_dice, _augmentation, _mirroring)
+    if choices.name == LOWRES:
+        return tuple(make(common, choices) for make in (_lowres_spacing, *makers))
+    if choices.name == CASCADE:
+        is_as_fullres = any(
+            (item.search.topology, item.search.features, item.batch.batch_size)
+            == (choices.search.topology, choices.search.features, choices.batch.batch_size)
+            for item in planned
+            if item.name not in (CASCADE, LOWRES)
+        )
+        others = (_as_fullres,) if is_as_fullres else makers
+        return tuple(make(common, choices) for make in (_cascade_input, *others))
     return tuple(make(common, choices) for make in makers)

@@ -78,26 +78,21 @@ def _own(
 
 def _intensities(
     foreign: dict[str, _ForeignIntensity], path: Path, channels: tuple[str, ...]
-) -> tuple[ChannelIntensity, ...]:
-    """One entry a channel, in order; nnU-Net numbers them from 0."""
+) -> tuple[ChannelIntensity | None, ...]:
+    """One entry a channel, in order; nnU-Net numbers them from 0. None where there are no numbers."""
     expected = [str(number) for number in range(len(channels))]
-    if sorted(foreign) != sorted(expected):
+    if not set(foreign) <= set(expected):
         raise DatasetError(
-            f"the fingerprint {path} has intensities of channels {', '.join(foreign) or 'none'}; "
+            f"the fingerprint {path} has intensities of channels {', '.join(foreign)}; "
             f"expected {', '.join(expected)} for {', '.join(channels)}"
         )
-    entries = tuple(ChannelIntensity(**foreign[number].model_dump()) for number in expected)
-    bad = [
-        name
-        for name, entry in zip(channels, entries, strict=True)
-        if not all(map(isfinite, entry.model_dump().values()))
-    ]
-    if bad:
-        raise DatasetError(
-            f"the fingerprint {path} has intensities that are not finite, in {', '.join(bad)}",
-            hint="It was measured on a data set without labelled voxels.",
-        )
-    return entries
+    entries = [foreign.get(number) for number in expected]
+    return tuple(
+        ChannelIntensity(**entry.model_dump())
+        if entry is not None and all(map(isfinite, entry.model_dump().values()))
+        else None
+        for entry in entries
+    )
 
 
 def import_fingerprint(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from autoseg.planning.patch import PatchSearch, search_patch
+from autoseg.planning.patch import Limits, PatchSearch, search_patch
 from autoseg.planning.presets import PlannerRules
 
 Floats = tuple[float, ...]
@@ -22,11 +22,13 @@ class LowresSearch:
         seen_fraction: Part of a median image that the full-resolution patch sees.
         search: Its patch; None where full resolution is enough or a lower one would not be much smaller.
         gain: Voxels at full resolution / voxels at low resolution (1 when none was tried).
+        voxels: Of a median image at low resolution; not rounded.
     """
 
     seen_fraction: float
     search: PatchSearch | None
     gain: float
+    voxels: float
 
     @property
     def is_wanted(self) -> bool:
@@ -42,7 +44,7 @@ def _coarser(spacing: Floats, step: float) -> Floats:
     )
 
 
-def search_lowres(fullres: PatchSearch, num_outputs: int, vram_gb: float, rules: PlannerRules) -> LowresSearch:
+def search_lowres(fullres: PatchSearch, limits: Limits, rules: PlannerRules) -> LowresSearch:
     """Raise the spacing until a patch sees enough of a median image.
 
     Raises:
@@ -61,7 +63,7 @@ def search_lowres(fullres: PatchSearch, num_outputs: int, vram_gb: float, rules:
         ]
         voxels = prod(exact)
         shape = tuple(float(max(1, round(edge))) for edge in exact)
-        search = search_patch(spacing, shape, num_outputs, vram_gb, rules)
+        search = search_patch(spacing, shape, limits, rules)
         patch_voxels = float(prod(search.topology.patch_size))
     gain = whole / voxels
-    return LowresSearch(seen, search if gain >= rules.lowres_smallest_gain else None, gain)
+    return LowresSearch(seen, search if gain >= rules.lowres_smallest_gain else None, gain, voxels)

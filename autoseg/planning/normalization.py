@@ -8,6 +8,7 @@ from types import MappingProxyType
 from autoseg.domain.dataset import Channel
 from autoseg.domain.fingerprint import ChannelIntensity, Fingerprint
 from autoseg.domain.plan import ChannelNormalization, NormalizationScheme
+from autoseg.errors import PlanError
 from autoseg.planning.presets import PlannerRules
 
 SCHEMES_BY_NAME: Mapping[str, NormalizationScheme] = MappingProxyType(
@@ -24,9 +25,14 @@ def uses_mask(fingerprint: Fingerprint, rules: PlannerRules) -> bool:
     return fingerprint.median_relative_size_fraction < rules.mask_below_fraction
 
 
-def _one(channel: Channel, stats: ChannelIntensity, use_mask: bool) -> ChannelNormalization:
+def _one(channel: Channel, stats: ChannelIntensity | None, use_mask: bool) -> ChannelNormalization:
     scheme = SCHEMES_BY_NAME.get(channel.name.casefold(), "zscore")
     if scheme == "ct":
+        if stats is None:
+            raise PlanError(
+                f"the fingerprint does not tell the intensities of {channel.name}, by which CT images are scaled",
+                hint="Measure the data set anew, without --fingerprint.",
+            )
         return ChannelNormalization(
             scheme=scheme,
             mean=stats.mean,
@@ -40,7 +46,11 @@ def _one(channel: Channel, stats: ChannelIntensity, use_mask: bool) -> ChannelNo
 def choose_normalization(
     fingerprint: Fingerprint, channels: Sequence[Channel], rules: PlannerRules
 ) -> tuple[ChannelNormalization, ...]:
-    """One scheme a channel."""
+    """One scheme a channel.
+
+    Raises:
+        PlanError: A CT channel whose intensities are not known.
+    """
     use_mask = uses_mask(fingerprint, rules)
     return tuple(
         _one(channel, stats, use_mask) for channel, stats in zip(channels, fingerprint.intensities, strict=True)

@@ -5,18 +5,23 @@ Reads from top to bottom: spacing and axes, then for each configuration patch, n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from math import isfinite, prod
-from typing import Literal
 
 from autoseg.domain.dataset import Channel, LabelSchema
 from autoseg.domain.fingerprint import Budget, Fingerprint
 from autoseg.domain.laterality import left_right_pairs
+from autoseg.domain.network_plan import NetworkPlan
+from autoseg.domain.network_rules import MOST_STAGES
 from autoseg.domain.plan import (
+    CASCADE,
+    FLAT,
+    FULLRES,
+    LOWRES,
     AugmentationPlan,
     Configuration,
     InferencePlan,
-    NetworkPlan,
     Plan,
     PreprocessPlan,
     TrainingPlan,
@@ -26,8 +31,8 @@ from autoseg.planning.choices import ConfigurationChoices, DatasetChoices
 from autoseg.planning.explain import decisions
 from autoseg.planning.lowres import search_lowres
 from autoseg.planning.normalization import choose_normalization
-from autoseg.planning.patch import PatchSearch, choose_batch, search_patch
-from autoseg.planning.presets import PlannerRules, preset_rules
+from autoseg.planning.patch import Limits, PatchSearch, TimeLimit, choose_batch, search_patch
+from autoseg.planning.presets import PlannerRules
 from autoseg.planning.spacing import choose_spacing, order_axes, require_possible, resampled_median_shape
 
 ELONGATED_2D_ASPECT = 1.5
@@ -56,13 +61,46 @@ def plan_augmentation(
     return AugmentationPlan(rotation_degrees=(TURN_3D_DEGREES,) * 3, mirror_axes=mirror_axes)
 
 
+def _limits(budget: Budget, rules: PlannerRules, num_outputs: int, in_channels: int) -> Limits:
+    """The budget, with the preset's own numbers where nothing was given.
+
+    Raises:
+        ConfigError: A number is not above 0, or time is limited for a preset that plans for memory alone.
+    """
+    for what, given, unit in (
+        ("memory budget", budget.vram_gb, " GB"),
+        ("longest training step", budget.step_seconds, " s"),
+        ("speed", budget.flops_per_second, " operations a second"),
+    ):
+        if given is not None and not (isfinite(given) and given > 0):
+            raise ConfigError(f"the {what} must be above 0{unit}, got {given:g}")
+    time = None
+    if rules.default_step_seconds is not None and rules.default_flops_per_second is not None:
+        time = TimeLimit(
+            step_seconds=rules.default_step_seconds if budget.step_seconds is None else budget.step_seconds,
+            flops_per_second=(
+                rules.default_flops_per_second if budget.flops_per_second is None else budget.flops_per_second
+            ),
+            is_measured=budget.flops_per_second is not None,
+        )
+    elif budget.step_seconds is not None:
+        raise ConfigError(
+            f"the preset {rules.name} plans for memory alone: it cannot keep a step below {budget.step_seconds:g} s",
+            hint="Use --preset cpu, or leave --step-time out.",
+        )
+    vram_gb = rules.default_vram_gb if budget.vram_gb is None else budget.vram_gb
+    return Limits(vram_gb=vram_gb, num_outputs=num_outputs, in_channels=in_channels, time=time)
+
+
 def _dataset_choices(
     fingerprint: Fingerprint,
     labels: LabelSchema,
     channels: tuple[Channel, ...],
     rules: PlannerRules,
-    vram_gb: float,
+    budget: Budget,
 ) -> DatasetChoices:
+    # nnU-Net counts the ignore label as an output when it estimates memory.
+    limits = _limits(budget, rules, labels.num_classes + (labels.ignore is not None), len(channels))
     require_possible(fingerprint)
     if len(channels) != len(fingerprint.channels) or labels.num_classes != fingerprint.num_classes:
         raise PlanError(
@@ -75,10 +113,9 @@ def _dataset_choices(
     return DatasetChoices(
         fingerprint=fingerprint,
         rules=rules,
-        vram_gb=vram_gb,
+        limits=limits,
         channels=channels,
-        # nnU-Net counts the ignore label as an output when it estimates memory.
-        num_outputs=labels.num_classes + (labels.ignore is not None),
+        num_classes=labels.num_classes,
         spacing=spacing,
         order=order,
         target=tuple(spacing.target[axis] for axis in order),
@@ -90,23 +127,48 @@ def _dataset_choices(
 
 def _search(common: DatasetChoices, dims: int) -> PatchSearch:
     """The patch over the last `dims` axes: all of them, or the plane of a slice."""
-    target, shape = common.target[-dims:], common.median_shape[-dims:]
-    return search_patch(target, shape, common.num_outputs, common.vram_gb, common.rules)
+    return search_patch(common.target[-dims:], common.median_shape[-dims:], common.limits, common.rules)
 
 
-def _configuration_choices(
-    common: DatasetChoices, name: Literal["2d", "3d_fullres"], search: PatchSearch
+def _search_cascade(common: DatasetChoices, fullres: PatchSearch) -> PatchSearch:
+    """As at full resolution; where time is limited, the further input channels may cost some of the patch."""
+    limits = replace(common.limits, in_channels=common.limits.in_channels + common.num_classes - 1)
+    return search_patch(fullres.spacing, fullres.median_shape, limits, common.rules)
+
+
+def _choices_3d(common: DatasetChoices, fullres: PatchSearch) -> Iterator[ConfigurationChoices]:
+    """Full resolution; where it sees too little also low resolution and the cascade of both.
+
+    Source: nnU-Net (Isensee et al. 2021, supplement 2.4); its cascade inherits everything from full resolution.
+    """
+    cases = common.fingerprint.num_training_cases
+    voxels = prod(common.median_shape) * cases
+    lowres = common.lowres
+    if lowres is None or lowres.search is None:
+        yield _choices(common, FULLRES, fullres, voxels, batch_dice=False)
+        return
+    yield _choices(common, FULLRES, fullres, voxels, batch_dice=True)
+    yield _choices(common, LOWRES, lowres.search, lowres.voxels * cases, batch_dice=False)
+    cascade = _choices(common, CASCADE, _search_cascade(common, fullres), voxels, batch_dice=True)
+    yield replace(cascade, previous_stage=LOWRES)
+
+
+def _choices(
+    common: DatasetChoices, name: str, search: PatchSearch, voxels: float, *, batch_dice: bool
 ) -> ConfigurationChoices:
-    rules = common.rules
-    voxels = prod(common.median_shape) * common.fingerprint.num_training_cases
-    has_lowres = common.lowres is not None and common.lowres.is_wanted
+    topology = search.topology
+    if topology.num_stages > MOST_STAGES:
+        raise PlanError(
+            f"{name} would need {topology.num_stages} stages for a patch of {'x'.join(map(str, topology.patch_size))}, "
+            f"and {MOST_STAGES} is the most",
+            hint="Resample or cut the images to fewer voxels.",
+        )
     return ConfigurationChoices(
         name=name,
         search=search,
-        batch=choose_batch(search, voxels, rules),
-        features=rules.features(search.topology.num_stages, len(search.spacing)),
-        batch_dice=name == "2d" or has_lowres,
-        augmentation=plan_augmentation(search.topology.patch_size, rules, _kept_axis(common, name)),
+        batch=choose_batch(search, voxels, common.rules),
+        batch_dice=batch_dice,
+        augmentation=plan_augmentation(topology.patch_size, common.rules, _kept_axis(common, name)),
     )
 
 
@@ -114,12 +176,13 @@ def _kept_axis(common: DatasetChoices, name: str) -> int | None:
     """The axis of the patch that mirroring leaves alone, so that left stays left."""
     if common.rules.mirrors_sided_classes or not common.sided_pairs:
         return None
-    return common.left_right_axis - (1 if name == "2d" else 0)
+    return common.left_right_axis - (1 if name == FLAT else 0)
 
 
 def _configuration(common: DatasetChoices, choices: ConfigurationChoices, labels: LabelSchema) -> Configuration:
-    topology = choices.search.topology
+    topology, rules = choices.search.topology, common.rules
     first, second, third = (2 - axis for axis in common.order)  # Z, Y, X are the canonical axes 2, 1, 0
+    num_previous = 0 if choices.previous_stage is None else labels.num_classes - 1
     return Configuration(
         preprocess=PreprocessPlan(
             axis_order=(first, second, third),
@@ -127,22 +190,24 @@ def _configuration(common: DatasetChoices, choices: ConfigurationChoices, labels
             normalization=common.normalization,
         ),
         network=NetworkPlan(
-            in_channels=len(common.channels),
+            in_channels=len(common.channels) + num_previous,
             num_classes=labels.num_classes,
             patch_size=topology.patch_size,
-            features_per_stage=choices.features,
+            features_per_stage=choices.search.features,
             strides=topology.strides,
             kernel_sizes=topology.kernel_sizes,
-            convs_per_stage_encoder=(common.rules.convs_per_stage,) * topology.num_stages,
-            convs_per_stage_decoder=(common.rules.convs_per_stage,) * (topology.num_stages - 1),
+            encoder_block=rules.encoder_block,
+            blocks_per_stage_encoder=rules.encoder_blocks(topology.num_stages),
+            blocks_per_stage_decoder=rules.decoder_blocks(topology.num_stages),
         ),
         training=TrainingPlan(
             batch_size=choices.batch.batch_size,
             batch_dice=choices.batch_dice,
-            adapts_momentum=common.rules.adapts_momentum,
+            adapts_momentum=rules.adapts_momentum,
             augmentation=choices.augmentation,
         ),
         inference=InferencePlan(mirror_axes=choices.augmentation.mirror_axes),
+        previous_stage=choices.previous_stage,
     )
 
 
@@ -151,7 +216,7 @@ def make_plan(
     dataset_name: str,
     labels: LabelSchema,
     channels: tuple[Channel, ...],
-    preset: str = "default",
+    rules: PlannerRules,
     budget: Budget = Budget(),  # noqa: B008  (frozen)
 ) -> Plan:
     """Plan every configuration that makes sense for a data set, with the reasons.
@@ -161,28 +226,25 @@ def make_plan(
         dataset_name: For people.
         labels: The classes.
         channels: In order; their names choose the normalisation.
-        preset: A key of `presets.PRESETS`.
-        budget: Memory; without it the preset's own.
+        rules: The preset.
+        budget: Memory and time; without them the preset's own.
 
     Raises:
-        ConfigError: Unknown preset, or a budget that is not above 0.
+        ConfigError: A budget that is not above 0, or that the preset cannot keep.
         PlanError: Impossible measurements, or nothing fits the budget.
     """
-    rules = preset_rules(preset)
-    vram_gb = rules.default_vram_gb if budget.vram_gb is None else budget.vram_gb
-    if not (isfinite(vram_gb) and vram_gb > 0):
-        raise ConfigError(f"the memory budget must be above 0 GB, got {vram_gb:g}")
-    common = _dataset_choices(fingerprint, labels, channels, rules, vram_gb)
-    planned = []
+    common = _dataset_choices(fingerprint, labels, channels, rules, budget)
+    planned: list[ConfigurationChoices] = []
     if common.median_shape[0] != 1:  # else slices are all there is
         fullres = _search(common, 3)
-        common = replace(common, lowres=search_lowres(fullres, common.num_outputs, vram_gb, rules))
-        planned.append(_configuration_choices(common, "3d_fullres", fullres))
-    planned.append(_configuration_choices(common, "2d", _search(common, 2)))
+        common = replace(common, lowres=search_lowres(fullres, common.limits, rules))
+        planned.extend(_choices_3d(common, fullres))
+    voxels = prod(common.median_shape) * fingerprint.num_training_cases
+    planned.append(_choices(common, FLAT, _search(common, 2), voxels, batch_dice=True))
     return Plan(
         dataset=dataset_name,
         preset=rules.name,
-        vram_gb=vram_gb,
+        vram_gb=common.limits.vram_gb,
         fingerprint_digest=fingerprint.digest(),
         channels=channels,
         labels=labels,

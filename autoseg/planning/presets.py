@@ -1,20 +1,32 @@
-"""The planner's constants, one frozen set for each preset.
+"""The planner's rules: one frozen set of constants for each preset, read from `configs/presets`.
 
-Source: nnU-Net (Isensee et al. 2021, Nature Methods 18, supplement 2) with the constants of version 2.8.
+Source of the shipped ones: nnU-Net (Isensee et al. 2021, Nature Methods 18, supplement 2) and its residual presets
+(Isensee et al. 2024, "nnU-Net Revisited"), with the constants of version 2.8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Sequence
 from difflib import get_close_matches
-from types import MappingProxyType
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from typing import Literal, Self
 
+from pydantic import Field, model_validator
+
+from autoseg.config import YAML_ENDINGS, preset_file, preset_names, read_yaml
 from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
 
+Ints = tuple[int, ...]
+
 
 class PlannerRules(Value):
-    """Every constant the planner uses. Counts of activations are those of `memory.count_activations`.
+    """Every constant the planner uses. Counts of activations are those of `activations.count_activations`.
+
+    No constant has a default: a preset file says all of them, and what a preset does is read in one place.
 
     Attributes:
         name: The preset.
@@ -24,12 +36,21 @@ class PlannerRules(Value):
         activations_2d: The same in 2D.
         reference_batch_3d: Samples of that reference batch.
         reference_batch_2d: The same in 2D.
-        smallest_batch: The patch is shrunk until this many samples fit; no batch is smaller.
+        fitted_batch_3d: The 3D patch is shrunk until this many samples fit.
+        fitted_batch_2d: The same in 2D.
+        smallest_batch: No batch is smaller.
         batch_fraction_of_voxels: A batch covers at most this part of the data set's voxels (against overfitting).
+        default_step_seconds: Longest training step when none is given; None where only memory limits the plan.
+        default_flops_per_second: Speed of the device when none was measured, in operations a second.
+        smallest_patch_edge: No 3D (2D) patch has fewer voxels than this cubed (squared) to save time, unless the image
+            has fewer.
+        smallest_base_features: Where even the smallest patch takes too long, the network becomes as narrow as this.
+        encoder_block: See `NetworkPlan`.
+        blocks_per_stage_encoder: Blocks of each encoder stage, finest first; the last entry holds for all deeper ones.
+        blocks_per_stage_decoder: The same for the decoder.
         base_features: Channels of the finest stage; each deeper stage has twice as many.
         max_features_3d: Most channels of a stage in 3D.
         max_features_2d: The same in 2D.
-        convs_per_stage: Convolutions in each encoder and each decoder stage.
         smallest_edge: No axis of a feature map is made shorter than this by halving.
         initial_edge_3d: The first guess of a patch has this cubed as its volume.
         initial_edge_2d: The first guess of a patch has this squared as its area.
@@ -41,39 +62,63 @@ class PlannerRules(Value):
         lowres_spacing_step: Factor by which its spacing is raised until the patch sees enough.
         lowres_smallest_gain: It is dropped when it has not at least this many times fewer voxels.
         axis_tie_fraction: Spacings this close (relative) count as equal when axes are ordered; the earlier goes first.
-        adapts_momentum: See `TrainingPlan`.
+        single_slice_first: Whether an axis with one slice in every case goes first even when it is not the coarsest.
         mirrors_sided_classes: Whether patches are mirrored from left to right although classes come in left/right
             pairs, which such a patch cannot tell apart.
-        single_slice_first: Whether an axis with one slice in every case goes first even when it is not the coarsest.
+        adapts_momentum: See `TrainingPlan`.
     """
 
-    name: str
-    default_vram_gb: float = 8.0
-    reference_vram_gb: float = 8.0
-    activations_3d: int = 560_000_000
-    activations_2d: int = 85_000_000
-    reference_batch_3d: int = 2
-    reference_batch_2d: int = 12
-    smallest_batch: int = 2
-    batch_fraction_of_voxels: float = 0.05
-    base_features: int = 32
-    max_features_3d: int = 320
-    max_features_2d: int = 512
-    convs_per_stage: int = 2
-    smallest_edge: int = 4
-    initial_edge_3d: int = 256
-    initial_edge_2d: int = 2048
-    anisotropy: float = 3.0
-    coarse_axis_percentile: float = 10.0
-    similar_spacing_ratio: float = 2.0
-    mask_below_fraction: float = 0.75
-    lowres_below_fraction: float = 0.25
-    lowres_spacing_step: float = 1.03
-    lowres_smallest_gain: float = 2.0
-    axis_tie_fraction: float = 0.0
-    single_slice_first: bool = False
-    mirrors_sided_classes: bool = True
-    adapts_momentum: bool = False
+    name: str = Field(min_length=1)
+    default_vram_gb: float = Field(gt=0)
+    reference_vram_gb: float = Field(gt=0)
+    activations_3d: int = Field(gt=0)
+    activations_2d: int = Field(gt=0)
+    reference_batch_3d: int = Field(ge=1)
+    reference_batch_2d: int = Field(ge=1)
+    fitted_batch_3d: int = Field(ge=1)
+    fitted_batch_2d: int = Field(ge=1)
+    smallest_batch: int = Field(ge=1)
+    batch_fraction_of_voxels: float = Field(gt=0)
+    default_step_seconds: float | None
+    default_flops_per_second: float | None
+    smallest_patch_edge: int = Field(ge=1)
+    smallest_base_features: int = Field(ge=1)
+    encoder_block: Literal["conv", "residual"]
+    blocks_per_stage_encoder: Ints = Field(min_length=1)
+    blocks_per_stage_decoder: Ints = Field(min_length=1)
+    base_features: int = Field(ge=1)
+    max_features_3d: int = Field(ge=1)
+    max_features_2d: int = Field(ge=1)
+    smallest_edge: int = Field(ge=1)
+    initial_edge_3d: int = Field(ge=1)
+    initial_edge_2d: int = Field(ge=1)
+    anisotropy: float = Field(ge=1)
+    coarse_axis_percentile: float = Field(ge=0, le=100)
+    similar_spacing_ratio: float = Field(gt=1)
+    mask_below_fraction: float
+    lowres_below_fraction: float = Field(ge=0, le=1)
+    lowres_spacing_step: float = Field(gt=1)
+    lowres_smallest_gain: float = Field(ge=1)
+    axis_tie_fraction: float = Field(ge=0, lt=1)
+    single_slice_first: bool
+    mirrors_sided_classes: bool
+    adapts_momentum: bool
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if (self.default_step_seconds is None) != (self.default_flops_per_second is None):
+            raise ValueError("default_step_seconds and default_flops_per_second need each other")
+        for limit in (self.default_step_seconds, self.default_flops_per_second):
+            if limit is not None and not (isfinite(limit) and limit > 0):
+                raise ValueError(f"default_step_seconds and default_flops_per_second must be above 0, got {limit}")
+        if min(*self.blocks_per_stage_encoder, *self.blocks_per_stage_decoder) < 1:
+            raise ValueError("every stage needs at least one block")
+        return self
+
+    @property
+    def plans_for_time(self) -> bool:
+        """Whether a step may only take so long; else memory alone limits the plan."""
+        return self.default_step_seconds is not None
 
     def activation_limit(self, dims: int, vram_gb: float) -> float:
         """Count of one sample of which the reference batch just fits this budget."""
@@ -83,36 +128,63 @@ class PlannerRules(Value):
         """Samples of the reference batch."""
         return self.reference_batch_2d if dims == 2 else self.reference_batch_3d
 
-    def features(self, num_stages: int, dims: int) -> tuple[int, ...]:
-        """Channels of each stage, finest first."""
-        most = self.max_features_2d if dims == 2 else self.max_features_3d
-        return tuple(min(most, self.base_features * 2**stage) for stage in range(num_stages))
+    def fitted_batch(self, dims: int) -> int:
+        """Samples that the patch is shrunk for."""
+        return self.fitted_batch_2d if dims == 2 else self.fitted_batch_3d
+
+    def max_features(self, dims: int) -> int:
+        """Most channels of a stage."""
+        return self.max_features_2d if dims == 2 else self.max_features_3d
+
+    def features(self, num_stages: int, dims: int, base_features: int | None = None) -> Ints:
+        """Channels of each stage, finest first; `base_features` where the network is narrower than planned."""
+        base = self.base_features if base_features is None else base_features
+        return tuple(min(self.max_features(dims), base * 2**stage) for stage in range(num_stages))
+
+    def encoder_blocks(self, num_stages: int) -> Ints:
+        """Blocks of each encoder stage, finest first."""
+        return _repeat_last(self.blocks_per_stage_encoder, num_stages)
+
+    def decoder_blocks(self, num_stages: int) -> Ints:
+        """Convolutions of each decoder stage, finest first; one stage fewer than the network has."""
+        return _repeat_last(self.blocks_per_stage_decoder, num_stages - 1)
 
 
-PRESETS: Mapping[str, PlannerRules] = MappingProxyType(
-    {
-        "nnunet": PlannerRules(name="nnunet"),
-        # Source of the departures: decisions 4 (axis order), 8 (mirroring) and 9 (momentum).
-        "default": PlannerRules(
-            name="default",
-            axis_tie_fraction=1e-4,
-            single_slice_first=True,
-            mirrors_sided_classes=False,
-            adapts_momentum=True,
-        ),
-    }
-)
-"""The presets by name. "nnunet" equals nnU-Net's default planner without exception."""
+def _repeat_last(blocks: Sequence[int], count: int) -> Ints:
+    return tuple(blocks[min(stage, len(blocks) - 1)] for stage in range(count))
+
+
+def _read(path: Path) -> PlannerRules:
+    return PlannerRules.from_json(json.dumps(read_yaml(path)), path)
+
+
+@cache
+def _shipped(name: str) -> PlannerRules:
+    return _read(preset_file(name))
 
 
 def preset_rules(name: str) -> PlannerRules:
-    """The rules of a preset.
+    """The rules of a shipped preset, or of a file of one's own.
+
+    Args:
+        name: A name of `config.preset_names`, or the path of a YAML file with the same keys.
 
     Raises:
-        ConfigError: There is no such preset; the known ones are listed.
+        ConfigError: There is no such preset (the known ones are listed), or the file is not a preset.
     """
-    if name in PRESETS:
-        return PRESETS[name]
-    near = get_close_matches(name, PRESETS, n=1)
+    known = preset_names()
+    if name in known:
+        return _shipped(name)
+    if name.endswith(YAML_ENDINGS):
+        rules = _read(Path(name))
+        if rules.name in known:
+            raise ConfigError(
+                f"the preset file {name} calls itself {rules.name!r}, which is a preset of autoseg's own",
+                hint="Give it another name, so that plans made by it can be told apart.",
+            )
+        return rules
+    near = get_close_matches(name, known, n=1)
     meant = f" Did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"unknown preset {name!r}", hint=f"Known presets: {', '.join(sorted(PRESETS))}.{meant}")
+    raise ConfigError(
+        f"unknown preset {name!r}", hint=f"Known presets: {', '.join(known)}; or give a YAML file of your own.{meant}"
+    )

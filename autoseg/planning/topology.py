@@ -27,21 +27,18 @@ class Topology:
         patch_size: Voxels per axis, padded up to a multiple of the divisors.
         strides: Per stage, the step into it; the first is all ones.
         kernel_sizes: Per stage.
+        num_halvings: Per axis, how many of the strides are 2.
     """
 
     patch_size: Ints
     strides: tuple[Ints, ...]
     kernel_sizes: tuple[Ints, ...]
+    num_halvings: Ints
 
     @property
     def num_stages(self) -> int:
         """Resolution stages, the bottleneck included."""
         return len(self.strides)
-
-    @property
-    def num_halvings(self) -> Ints:
-        """Per axis."""
-        return tuple(sum(stride[axis] == 2 for stride in self.strides) for axis in range(len(self.patch_size)))
 
     @property
     def divisors(self) -> Ints:
@@ -75,6 +72,7 @@ def find_topology(spacing: Sequence[float], size: Sequence[float], rules: Planne
     strides: list[Ints] = [(1,) * dims]
     kernels: list[Ints] = []
     kernel = [1] * dims
+    halvings = [0] * dims
     while axes := _axes_to_halve(now_size, now_spacing, rules):
         finest = min(now_spacing)
         # A coarse axis gets no kernel extent until the others have caught up with it; once it has, it keeps it.
@@ -85,9 +83,9 @@ def find_topology(spacing: Sequence[float], size: Sequence[float], rules: Planne
         kernels.append(tuple(kernel))
         strides.append(tuple(2 if axis in axes else 1 for axis in range(dims)))
         for axis in axes:
+            halvings[axis] += 1
             now_spacing[axis] *= 2
             now_size[axis] = ceil(now_size[axis] / 2)
     kernels.append((_KERNEL,) * dims)
-    unpadded = Topology((1,) * dims, tuple(strides), tuple(kernels))
-    patch = tuple(ceil(edge / divisor) * divisor for edge, divisor in zip(size, unpadded.divisors, strict=True))
-    return Topology(patch, unpadded.strides, unpadded.kernel_sizes)
+    patch = tuple(ceil(edge / 2**count) * 2**count for edge, count in zip(size, halvings, strict=True))
+    return Topology(patch, tuple(strides), tuple(kernels), tuple(halvings))

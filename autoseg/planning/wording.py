@@ -14,7 +14,7 @@ def number(value: float) -> str:
 
 def millions(count: float) -> str:
     """A count in millions."""
-    return f"{count / MILLION:,.4g} M" if count < 1000 * MILLION else f"{count / MILLION:,.0f} M"
+    return f"{count / MILLION:,.3g} million" if count < 1000 * MILLION else f"{count / MILLION:,.0f} million"
 
 
 def shape(sizes: Sequence[float]) -> str:
@@ -29,13 +29,15 @@ def per_axis(names: Sequence[str], values: Sequence[float], unit: str = "") -> s
 
 
 def span(low: float, high: float) -> str:
-    """A range, or one number where both ends agree."""
-    return number(low) if number(low) == number(high) else f"{number(low)}–{number(high)}"
+    """A range, or that there is none."""
+    return "in every case" if number(low) == number(high) else f"{number(low)} to {number(high)}"
 
 
 def several(count: int, noun: str) -> str:
     """A count with its noun."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    if count == 1:
+        return f"{count} {noun}"
+    return f"{count} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def part(fraction: float) -> str:
@@ -44,5 +46,15 @@ def part(fraction: float) -> str:
 
 
 def gigabytes(amount: float) -> str:
-    """A memory budget, two significant digits."""
-    return f"{amount:.2g} GB" if amount < 100 else f"{amount:.0f} GB"
+    """A memory budget, three significant digits."""
+    return f"{amount:.3g} GB" if amount < 1000 else f"{amount:,.0f} GB"
+
+
+def seconds(amount: float) -> str:
+    """A time, three significant digits."""
+    return f"{amount:.3g} s" if amount < 1000 else f"{amount:,.0f} s"
+
+
+def operations(per_second: float) -> str:
+    """A speed, in thousand millions of operations a second."""
+    return f"{per_second / (1000 * MILLION):,.3g} thousand million operations a second"

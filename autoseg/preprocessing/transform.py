@@ -132,14 +132,42 @@ def apply(
         DatasetError: The number of channels is not the plan's, a value is not finite, or the labels do not fit.
     """
     _check(volume, plan, labels, num_classes)
-    orientation = closest_orientation(volume.geometry.affine) if plan.orientation == "RAS" else IDENTITY_ORIENTATION
-    array = _to_network_axes(volume.array, orientation, plan.axis_order)
-    trail = _make_trail(volume.geometry, orientation, plan, array)
+    array, trail = _turned(volume, plan)
     image = _prepare_image(array[(slice(None), *trail.crop_box)], plan, trail, device)
-    if labels is None:
-        return Prepared(image, None, trail)
+    prepared_labels = None if labels is None else prepare_labels(labels, trail, plan, device)
+    return Prepared(image, prepared_labels, trail)
+
+
+def trace(volume: Volume, plan: PreprocessPlan) -> Trail:
+    """The trail that `apply` would leave, without the work on intensities.
+
+    Args:
+        volume: (C, I, J, K) as read from its file.
+        plan: What would be done.
+
+    Raises:
+        DatasetError: The number of channels is not the plan's.
+    """
+    _check(volume, plan, None, None)
+    return _turned(volume, plan)[1]
+
+
+def prepare_labels(
+    labels: NDArray[np.int16], trail: Trail, plan: PreprocessPlan, device: str | torch.device = "cpu"
+) -> NDArray[np.int16]:
+    """Bring class indices from the file's grid to that of the prepared image.
+
+    Args:
+        labels: (I, J, K) class indices.
+        trail: Of the image.
+        plan: What was done to the image.
+        device: Where the resampling is computed.
+
+    Returns:
+        (D, H, W) of `trail.resampled_shape`, network axis order.
+    """
     cropped = np.ascontiguousarray(to_network_axes(labels, trail)[trail.crop_box], np.int16)
-    prepared_labels = resample_labels(
+    return resample_labels(
         cropped,
         trail.resampled_shape,
         trail.source_spacing_mm,
@@ -148,7 +176,6 @@ def apply(
         separate_axis_ratio=plan.separate_axis_ratio,
         device=device,
     )
-    return Prepared(image, prepared_labels, trail)
 
 
 def to_network_axes(array: NDArray[Scalar], trail: Trail) -> NDArray[Scalar]:
@@ -218,6 +245,13 @@ def _to_network_axes(
 def _triple(values: Iterable[Item]) -> tuple[Item, Item, Item]:
     first, second, third = values
     return (first, second, third)
+
+
+def _turned(volume: Volume, plan: PreprocessPlan) -> tuple[NDArray[np.generic], Trail]:
+    """A view of the image with its axes in network order, not cropped, and what will be done to it."""
+    orientation = closest_orientation(volume.geometry.affine) if plan.orientation == "RAS" else IDENTITY_ORIENTATION
+    array = _to_network_axes(volume.array, orientation, plan.axis_order)
+    return array, _make_trail(volume.geometry, orientation, plan, array)
 
 
 def _make_trail(

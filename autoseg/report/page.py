@@ -181,6 +181,9 @@ def _data_facts(results: RunResults) -> Iterator[tuple[str, str]]:
     yield "Range of spacings", f"{_times(spacings.min(axis=0))} to {_times(spacings.max(axis=0))}"
     yield "Size after cropping to non-zero", f"{fingerprint.median_relative_size_fraction:.0%} of the image (median)"
     for name, stats in zip(fingerprint.channels, fingerprint.intensities, strict=True):
+        if stats is None:
+            yield f"Intensity in the foreground, {name}", "not measured"
+            continue
         yield (
             f"Intensity in the foreground, {name}",
             f"{stats.mean:.4g} ± {stats.std:.4g} (0.5 to 99.5 %: {stats.percentile_00_5:.4g} to "

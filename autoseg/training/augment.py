@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from autoseg.domain.plan import AugmentationPlan, Ints
+from autoseg.domain.network_plan import Ints
+from autoseg.domain.plan import AugmentationPlan
 
 BLUR_TRUNCATE = 3.0
 """Radius of the blur kernel in sigmas; less than 1 % of the weight lies beyond. Source: as nnU-Net v2."""
@@ -182,19 +183,40 @@ def transform(
     Returns:
         Image (C, *size) and labels (*size), the labels' dtype kept.
     """
+    grid = _sampling_grid(labels.shape, source_start, start, size, matrix, image)
+    return _sample(image, grid, "bilinear"), _sample(labels[None].to(image.dtype), grid, "nearest")[0].to(labels.dtype)
+
+
+def transform_labels(
+    labels: Tensor, source_start: Ints, start: Ints, size: Ints, matrix: NDArray[np.float64]
+) -> Tensor:
+    """The labels alone of `transform`, the same voxels."""
+    values = labels[None].to(torch.float32)
+    grid = _sampling_grid(labels.shape, source_start, start, size, matrix, values)
+    return _sample(values, grid, "nearest")[0].to(labels.dtype)
+
+
+def _sampling_grid(
+    source_size: Sequence[int],
+    source_start: Ints,
+    start: Ints,
+    size: Ints,
+    matrix: NDArray[np.float64],
+    like: Tensor,
+) -> Tensor:
+    """Where each voxel of the patch lies in its source; dtype and device of `like`."""
     half = (np.asarray(size, np.float64) - 1) / 2
     centre = np.asarray(start) + half - np.asarray(source_start)
     # grid_sample counts from -1 at the first voxel to 1 at the last; an axis of one voxel is at its middle anyway.
-    to_unit = 2 / np.maximum(np.asarray(labels.shape) - 1, 1)
+    to_unit = 2 / np.maximum(np.asarray(source_size) - 1, 1)
     linear = to_unit[:, None] * matrix * half[None, :]
     shift = to_unit * centre - 1
     theta = np.concatenate([linear[::-1, ::-1], shift[::-1, None]], axis=1)
-    grid = functional.affine_grid(torch.from_numpy(theta).to(image)[None], [1, 1, *size], align_corners=True)
+    return functional.affine_grid(torch.from_numpy(theta).to(like)[None], [1, 1, *size], align_corners=True)
 
-    def sample(values: Tensor, mode: str) -> Tensor:
-        return functional.grid_sample(values[None], grid, mode=mode, padding_mode="border", align_corners=True)[0]
 
-    return sample(image, "bilinear"), sample(labels[None].to(image.dtype), "nearest")[0].to(labels.dtype)
+def _sample(values: Tensor, grid: Tensor, mode: str) -> Tensor:
+    return functional.grid_sample(values[None], grid, mode=mode, padding_mode="border", align_corners=True)[0]
 
 
 def change_intensities(images: Tensor, augmentations: Sequence[Augmentation]) -> None:

@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg import runtime
-from autoseg.domain.plan import AugmentationPlan, Ints
-from autoseg.errors import AutosegError
+from autoseg.domain.network_plan import Ints
+from autoseg.domain.plan import AugmentationPlan, Configuration
+from autoseg.errors import AutosegError, ConfigError
+from autoseg.io.maps import IndexMap
+from autoseg.preprocessing.previous import one_hot
 from autoseg.training import augment
-from autoseg.training.sampling import CasePool, Sampler, SampleSpec, read_padded, unreadable
+from autoseg.training.cascade import PreviousPatch, PreviousReader, PreviousStage
+from autoseg.training.sampling import CasePool, PatchStore, Sampler, SampleSpec, patch_box, read_padded, unreadable
 
 POLL_S = 0.5
 """How often a waiting thread looks whether the other still lives."""
@@ -34,6 +38,7 @@ class RawSample:
         source_start: First voxel of what was read, as many entries as the network has dimensions.
         image: (C, *source) float32.
         labels: (*source) int16.
+        previous: Of a cascade: the previous stage's label map on the patch; None where there is no such stage.
     """
 
     spec: SampleSpec
@@ -41,6 +46,7 @@ class RawSample:
     source_start: tuple[int, ...]
     image: NDArray[np.float32]
     labels: NDArray[np.int16]
+    previous: PreviousPatch | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +54,7 @@ class Batch:
     """What a step computes with.
 
     Attributes:
-        images: (N, C, *patch) float32.
+        images: (N, C, *patch) float32; in a cascade the channels of the previous stage come last.
         labels: (N, *patch) int16 class indices.
         case_ids: Of the samples.
     """
@@ -68,6 +74,7 @@ class BatchReader:
         dims: 2 or 3, the network's.
         augmentation: What may happen to them; None for validation.
         steps_per_epoch: Steps of a nominal epoch, which is part of the random keys.
+        previous: Reads the label maps of a cascade's previous stage; None where there is none.
     """
 
     sampler: Sampler
@@ -75,6 +82,41 @@ class BatchReader:
     dims: int
     augmentation: AugmentationPlan | None
     steps_per_epoch: int
+    previous: PreviousReader | None = None
+
+    @classmethod
+    def of(
+        cls,
+        part: Configuration,
+        store: PatchStore,
+        case_ids: tuple[str, ...],
+        seed: int,
+        stage: int,
+        previous: PreviousStage | None = None,
+    ) -> Self:
+        """The reader of a configuration's training or validation samples.
+
+        Args:
+            part: The configuration.
+            store: Where its cases are.
+            case_ids: Which of them.
+            seed: Of the run.
+            stage: `runtime.STAGE_SAMPLE` for training, with augmentation; another without.
+            previous: Of a cascade, and only of one.
+
+        Raises:
+            ConfigError: The configuration has a previous stage of which nothing is known, or the other way round.
+        """
+        if (previous and previous.configuration) != part.previous_stage:
+            raise ConfigError(f"the previous stage is {part.previous_stage}, got the label maps of {previous}")
+        network, training = part.network, part.training
+        augmentation = training.augmentation if stage == runtime.STAGE_SAMPLE else None
+        box, fraction = patch_box(network.patch_size), training.foreground_fraction
+        maps = None
+        if previous is not None:
+            maps = PreviousReader(previous.maps, network.num_classes, augmentation, seed)
+        sampler = Sampler(case_ids, box, training.batch_size, fraction, seed, stage)
+        return cls(sampler, CasePool(store), network.dims, augmentation, training.steps_per_epoch, maps)
 
     def read(self, step: int) -> list[RawSample]:
         """The samples of that step.
@@ -102,6 +144,9 @@ class BatchReader:
             image, labels = read_padded(case, start, stop)
         except (OSError, ValueError) as problem:
             raise unreadable(spec.case_id, problem) from problem
+        previous = None
+        if self.previous is not None:
+            previous = self.previous.read(spec, case, (start, stop), drawn, self.dims)
         # A 2D network sees one slice: the first of three axes goes.
         return RawSample(
             spec,
@@ -109,6 +154,7 @@ class BatchReader:
             tuple(start[skipped:]),
             image.reshape(image.shape[0], *image.shape[1 + skipped :]),
             labels.reshape(labels.shape[skipped:]),
+            previous,
         )
 
 
@@ -135,10 +181,15 @@ def assemble(samples: Sequence[RawSample], device: torch.device) -> Batch:
         labels.append(target)
     stacked = torch.stack(images)
     augment.change_intensities(stacked, [sample.augmentation for sample in samples])
+    previous = [sample.previous for sample in samples if sample.previous is not None]
+    if previous:
+        # After the intensities, which are none of the maps' business.
+        maps = torch.stack([_to_device(patch.labels, device) for patch in previous])
+        stacked = torch.cat([stacked, one_hot(maps, previous[0].num_classes)], dim=1)
     return Batch(stacked, torch.stack(labels), tuple(sample.spec.case_id for sample in samples))
 
 
-def _to_device(array: NDArray[np.float32] | NDArray[np.int16], device: torch.device) -> Tensor:
+def _to_device(array: NDArray[np.float32] | IndexMap, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
 from torch import Tensor
 
 from autoseg.domain.values import Value
@@ -35,6 +36,7 @@ class Counters(Value):
         configuration_digest: Of the configuration that was trained.
         network_digest: Of the network's plan: the tensors fit no other.
         cases_digest: Of the fold's cases; empty in checkpoints that did not record it.
+        previous_weights: SHA-256 of the previous stage's weights by fold; empty without such a stage.
         seed: Of the run.
         step: Steps done.
         epoch: The epoch that is running.
@@ -57,6 +59,7 @@ class Counters(Value):
     configuration_digest: str = ""
     network_digest: str = ""
     cases_digest: str = ""
+    previous_weights: dict[str, str] = Field(default_factory=dict)
     seed: int = 0
     step: int = 0
     epoch: int = 0

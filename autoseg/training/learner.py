@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from autoseg import runtime
-from autoseg.domain.plan import NetworkPlan, TrainingPlan
+from autoseg.domain.network_plan import NetworkPlan
+from autoseg.domain.plan import TrainingPlan
 from autoseg.network import channels_last, unet
 from autoseg.training.batches import Batch
 from autoseg.training.losses import supervised_loss
@@ -52,7 +54,7 @@ class Learner:
         training: How it learns.
         device: Where.
         precision: "fp32", "bf16" or "fp16".
-        seed: Of the initial weights.
+        seed: Of the initial weights and of dropout.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Learner:
         self._training = training
         self._device = device
         self._precision = precision
+        self._seed = seed
+        self._has_dropout = network.dropout > 0
         init_seed = int(runtime.rng(seed, runtime.STAGE_INIT).integers(_SEED_BOUND))
         self.network = unet.build(network, init_seed).to(device).train()
         self._parameters = dict(self.network.named_parameters())
@@ -91,7 +95,7 @@ class Learner:
         # The quick layout for bf16 on the CPU; see the module for the reason.
         is_quick = self._device.type == "cpu" and self._precision == "bf16"
         images = channels_last.to_channels_last(batch.images) if is_quick else batch.images
-        with runtime.autocast(self._device, self._precision):
+        with runtime.autocast(self._device, self._precision), self._dropout_of(number):
             outputs = self.network(images)
             loss = supervised_loss(outputs, batch.labels, batch_dice=self._training.batch_dice)
         del outputs
@@ -111,6 +115,15 @@ class Learner:
             self._scaler.update()
             self._follow(number)
         return StepOutcome(loss_value, norm_value, is_finite)
+
+    @contextmanager
+    def _dropout_of(self, number: int) -> Iterator[None]:
+        """Draw dropout from the seed and the number of the step: PyTorch's layers know only the global generator."""
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=self._has_dropout):
+            if self._has_dropout:
+                torch.manual_seed(int(runtime.rng(self._seed, runtime.STAGE_DROPOUT, number).integers(_SEED_BOUND)))
+            yield
 
     @torch.no_grad()
     def _follow(self, number: int) -> None:

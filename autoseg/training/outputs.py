@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from autoseg import runtime
 from autoseg.domain.plan import Plan
-from autoseg.io.model import WEIGHTS, ModelCard, save_model
+from autoseg.io.model import PREVIOUS_WEIGHTS, WEIGHTS, ModelCard, save_model
 from autoseg.training.checkpoint import Counters
 from autoseg.training.records import (
     VALIDATION_FOLDER,
@@ -68,7 +69,7 @@ class FoldOutputs:
             plan=self.plan,
             configuration=self.configuration,
             fold=self.fold,
-            digest=self.plan.digest(),
+            digest=self.plan.digest(self.configuration),
             versions=self.environment["versions"],
             provenance={
                 "trained_by": "autoseg",
@@ -79,9 +80,15 @@ class FoldOutputs:
                 "seed": self.settings.seed,
                 "precision": self.precision,
                 "num_training_cases": len(self.cases.train),
+                **self._previous_stage(),
             },
         )
         save_model(self.folder, weights, card, name=name)
+
+    def _previous_stage(self) -> dict[str, JsonValue]:
+        """Which weights predicted the maps that a cascade learned from."""
+        weights: dict[str, JsonValue] = dict(self.cases.previous_weights.items())
+        return {PREVIOUS_WEIGHTS: weights} if weights else {}
 
     def write_run(self, status: Status, counters: Counters, used_s: float, validation_patches: int | None) -> None:
         """Write run.json.
@@ -96,7 +103,7 @@ class FoldOutputs:
         record = RunRecord(
             configuration=self.configuration,
             fold=self.fold,
-            plan_digest=self.plan.digest(),
+            plan_digest=self.plan.digest(self.configuration),
             seed=self.settings.seed,
             num_epochs=self.settings.num_epochs,
             time_budget_s=self.settings.time_budget_s,
@@ -106,6 +113,7 @@ class FoldOutputs:
             num_training_cases=len(self.cases.train),
             num_validation_cases=len(self.cases.validation),
             cases_digest=self.cases.digest,
+            previous_weights=dict(self.cases.previous_weights),
             validation_patches=validation_patches,
             epochs=counters.epoch,
             steps=counters.step,

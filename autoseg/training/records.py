@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,15 +81,17 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class FoldCases:
-    """The cases of a fold.
+    """The cases of a fold, and what predicted the maps that a cascade sees of them.
 
     Attributes:
         train: Ids to learn from.
         validation: Ids to look at; may be empty.
+        previous_weights: SHA-256 of the previous stage's weights by fold; empty without such a stage.
     """
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
+    previous_weights: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -134,6 +137,7 @@ class RunRecord(Value):
         status: "running" also describes a training that was killed.
         precision: Chosen at the first start, kept afterwards.
         cases_digest: Of the fold's cases; empty in records that did not hold it.
+        previous_weights: SHA-256 of the weights, by fold, that predicted the maps which a cascade learned from.
         validation_patches: Fixed patches that are looked at after an epoch; chosen once, kept afterwards.
         seconds: Training seconds over all starts.
         peak_memory_bytes: Of the process; of the device where it is a GPU.
@@ -153,6 +157,7 @@ class RunRecord(Value):
     num_training_cases: int
     num_validation_cases: int
     cases_digest: str = ""
+    previous_weights: dict[str, str] = Field(default_factory=dict)
     validation_patches: int | None = None
     epochs: int = 0
     steps: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ def fresh_counters(part: Configuration, cases: FoldCases, seed: int) -> Counters
         configuration_digest=digest_of(part.model_dump(mode="json")),
         network_digest=digest_of(part.network.model_dump(mode="json")),
         cases_digest=cases.digest,
+        previous_weights=dict(cases.previous_weights),
         seed=seed,
     )
 
@@ -74,19 +76,20 @@ def finished_result(
         where: Fold and configuration.
 
     Raises:
-        ConfigError: It was trained with other cases.
+        ConfigError: It was trained with other cases, or with maps of other weights of the previous stage.
     """
     asked = (settings.num_epochs, settings.time_budget_s)
     is_finished = (
         before is not None
         and before.status == "finished"
         and (before.num_epochs, before.time_budget_s) == asked
-        and before.plan_digest == plan.digest()
+        and before.plan_digest == plan.digest(before.configuration)
         and (folder / f"{WEIGHTS}.json").is_file()
     )
     if before is None or not is_finished:
         return None
     _require_same_cases(before.cases_digest, before, cases, where)
+    _require_same_previous(before.previous_weights, cases, where)
     if not is_whole(folder, WEIGHTS):
         log.warning("the final weights of %s are lost or corrupt: they are made anew from its checkpoint", where)
         return None
@@ -109,7 +112,7 @@ def resolved_precision(settings: TrainSettings, before: RunRecord | None, device
 
 
 def require_fit(stored: Counters, fresh: Counters, before: RunRecord | None, cases: FoldCases, where: str) -> Counters:
-    """Refuse a checkpoint of another network, seed or set of cases; warn of other changes.
+    """Refuse a checkpoint of another network, seed, set of cases or previous stage; warn of other changes.
 
     Args:
         stored: Of the checkpoint.
@@ -135,6 +138,7 @@ def require_fit(stored: Counters, fresh: Counters, before: RunRecord | None, cas
             hint="Use --restart to train it anew, or the same seed.",
         )
     _require_same_cases(stored.cases_digest, before, cases, where)
+    _require_same_previous(stored.previous_weights, cases, where)
     if stored.configuration_digest != fresh.configuration_digest:
         log.warning("%s goes on with settings that differ from those of its first part", where)
     now = {"configuration_digest": fresh.configuration_digest, "cases_digest": fresh.cases_digest}
@@ -152,4 +156,16 @@ def _require_same_cases(digest: str, before: RunRecord | None, cases: FoldCases,
     raise ConfigError(
         f"the cases of {where} have changed since it was trained ({then}{now})",
         hint="Use --restart to train it anew, or put the cases and splits back as they were.",
+    )
+
+
+def _require_same_previous(weights: Mapping[str, str], cases: FoldCases, where: str) -> None:
+    """Refuse to go on with label maps that other weights of the previous stage predicted."""
+    now = cases.previous_weights
+    changed = sorted(fold for fold in weights.keys() | now.keys() if weights.get(fold) != now.get(fold))
+    if not changed:
+        return
+    raise ConfigError(
+        f"the previous stage of {where} has changed since it was trained: other weights of {', '.join(changed)}",
+        hint="Use --restart to train it anew on what the previous stage predicts now.",
     )

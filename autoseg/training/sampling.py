@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg import runtime
-from autoseg.domain.plan import Ints
+from autoseg.domain.network_plan import Ints
 from autoseg.errors import DatasetError
 
 OPEN_CASES = 128
@@ -170,15 +170,25 @@ def patch_box(patch_size: Ints) -> tuple[int, int, int]:
     return _three((1,) * (3 - len(patch_size)) + tuple(patch_size))
 
 
+def inner_box(
+    shape: Sequence[int], start: Sequence[int], stop: Sequence[int]
+) -> tuple[tuple[int, int, int], tuple[int, int, int]] | None:
+    """The part of a box that lies inside the case, as start and stop; None when nothing does."""
+    inner_start = _three([min(max(low, 0), n) for low, n in zip(start, shape, strict=True)])
+    inner_stop = _three([max(min(high, n), 0) for high, n in zip(stop, shape, strict=True)])
+    is_empty = any(high <= low for low, high in zip(inner_start, inner_stop, strict=True))
+    return None if is_empty else (inner_start, inner_stop)
+
+
 def read_padded(
     case: PatchCase, start: Sequence[int], stop: Sequence[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
     """Image (C, ...) and labels (...) of a box that may reach outside the case, where both are 0."""
-    inner_start = _three([min(max(low, 0), n) for low, n in zip(start, case.shape, strict=True)])
-    inner_stop = _three([max(min(high, n), 0) for high, n in zip(stop, case.shape, strict=True)])
     size = tuple(high - low for low, high in zip(start, stop, strict=True))
-    if any(high <= low for low, high in zip(inner_start, inner_stop, strict=True)):
+    inner = inner_box(case.shape, start, stop)
+    if inner is None:
         return np.zeros((case.channels, *size), np.float32), np.zeros(size, np.int16)
+    inner_start, inner_stop = inner
     image, labels = case.read(inner_start, inner_stop)
     if labels.shape == size:
         return image, labels

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import log
 
 MIN_EPOCH_S = 10.0
 """Shortest epoch under a time budget: a shorter one would spend its time on checkpoints."""
@@ -20,33 +19,30 @@ FINAL_WORK_S = 1.0
 """Seconds kept free at the end of a budget for writing the weights, besides the last validation."""
 
 
-SHORT_STEPS, SHORT_MEMORY = 250, 10.0
-LONG_STEPS = 1250
-"""In a training of SHORT_STEPS the momentum remembers SHORT_MEMORY steps, in one of LONG_STEPS as many as planned.
+SHORTEST_MEMORY = 10.0
+"""Steps that the momentum remembers at the start. Source: decision 9."""
 
-Source: decision 9.
-"""
+REMEMBERED_FRACTION = 0.1
+"""Part of the steps done so far that the momentum remembers, until it is as planned. Source: decision 9."""
 
 
-def adapted_momentum(momentum: float, steps: float) -> tuple[float, float]:
-    """The momentum for a training of so many steps, and the factor on the learning rate that goes with it.
+def adapted_momentum(momentum: float, step: int) -> tuple[float, float]:
+    """The momentum of a step, and the factor on the learning rate that goes with it.
 
-    Momentum averages gradients over about 1 / (1 - momentum) steps. Where that is a large part of the training, the
-    network starts late; then this memory is shorter, growing as a power of the steps between the two lengths above. The
-    factor keeps learning rate / (1 - momentum), the size of a step in the long run, as it was.
+    Momentum averages gradients over about 1 / (1 - momentum) steps. A network that has hardly begun has nothing worth
+    remembering so long: the velocity builds up slowly, and meanwhile it settles on predicting background. So the memory
+    starts short and grows with the steps done. The factor keeps learning rate / (1 - momentum), the size of a step in
+    the long run, as it was.
 
     Args:
         momentum: As planned.
-        steps: Of the whole training.
+        step: Steps done before.
 
     Source: decision 9.
     """
     planned = 1 / (1 - momentum)
-    if planned <= SHORT_MEMORY or steps >= LONG_STEPS:
-        return momentum, 1.0
-    power = log(planned / SHORT_MEMORY) / log(LONG_STEPS / SHORT_STEPS)
-    memory = SHORT_MEMORY * max(1.0, steps / SHORT_STEPS) ** power
-    return 1 - 1 / memory, planned / memory
+    memory = min(planned, max(SHORTEST_MEMORY, REMEMBERED_FRACTION * step))
+    return (momentum, 1.0) if memory == planned else (1 - 1 / memory, planned / memory)
 
 
 @dataclass(slots=True)
@@ -121,27 +117,12 @@ class Schedule:
         """The learning rate at that fraction; 0 at the end."""
         return float(self.learning_rate * (1 - fraction) ** self.power)
 
-    def pace(self, step: int, used_s: float, reserve_s: float, step_s: float) -> tuple[float, float]:
-        """Learning rate and momentum of the next step; arguments as for `expected_steps`."""
+    def pace(self, step: int, used_s: float, reserve_s: float) -> tuple[float, float]:
+        """Learning rate and momentum of the next step; arguments as for `fraction`."""
         momentum, factor = self.momentum, 1.0
         if self.adapts_momentum:
-            momentum, factor = adapted_momentum(momentum, self.expected_steps(step, used_s, reserve_s, step_s))
+            momentum, factor = adapted_momentum(momentum, step)
         return self.rate(self.fraction(step, used_s, reserve_s)) * factor, momentum
-
-    def expected_steps(self, step: int, used_s: float, reserve_s: float, step_s: float) -> float:
-        """Steps of the whole training, as far as one can tell; 0 before the first step of a time budget.
-
-        Args:
-            step: Steps done.
-            used_s: Seconds used.
-            reserve_s: Seconds kept free at the end.
-            step_s: Expected seconds of a step.
-        """
-        if self.total_steps is not None:
-            return self.total_steps
-        if step_s <= 0:
-            return 0.0
-        return step + max(0.0, self._usable_s(reserve_s) - used_s) / step_s
 
     def is_over(self, step: int, used_s: float, reserve_s: float, step_s: float) -> bool:
         """Whether no step is left, or the next one would end closer to after the budget than before it.

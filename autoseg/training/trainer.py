@@ -21,6 +21,7 @@ from autoseg.io.model import BEST, WEIGHTS
 from autoseg.runtime import NoProgress, Progress
 from autoseg.training import checkpoint, telling, validation
 from autoseg.training.batches import BatchReader, Prefetcher, assemble
+from autoseg.training.cascade import PreviousStage
 from autoseg.training.checkpoint import Checkpoint
 from autoseg.training.diagnosis import diagnose
 from autoseg.training.interrupt import StopRequest
@@ -38,7 +39,7 @@ from autoseg.training.records import (
     write_metrics,
 )
 from autoseg.training.resume import finished_result, forget, fresh_counters, require_fit, resolved_precision
-from autoseg.training.sampling import CasePool, PatchStore, Sampler, patch_box
+from autoseg.training.sampling import PatchStore
 from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Schedule
 
 log = logging.getLogger("autoseg")
@@ -56,6 +57,7 @@ def train_fold(
     validation_ids: Sequence[str],
     settings: TrainSettings,
     progress: Progress | None = None,
+    previous: PreviousStage | None = None,
 ) -> TrainResult:
     """Train one fold, going on where an earlier start stopped.
 
@@ -69,6 +71,7 @@ def train_fold(
         validation_ids: Cases to look at during training; may be empty, then no best weights are kept.
         settings: What this start is asked to do.
         progress: Told after every step.
+        previous: Of a cascade: what the previous stage predicted.
 
     Raises:
         ConfigError: The fold is in use, or what was trained before does not fit the plan or the settings.
@@ -91,18 +94,18 @@ def train_fold(
         checkpoint.remove_leftovers(folder)
         if settings.restart:
             forget(folder)
-        training = _Training(
+        return _Training(
             folder,
             plan,
             configuration,
             fold,
             store,
-            FoldCases(tuple(train_ids), tuple(validation_ids)),
+            FoldCases(tuple(train_ids), tuple(validation_ids), previous.weights if previous else {}),
             settings,
             clock,
             progress or NoProgress(),
-        )
-        return training.run()
+            previous,
+        ).run()
 
 
 class _Training:
@@ -119,6 +122,7 @@ class _Training:
         settings: TrainSettings,
         clock: Clock,
         progress: Progress,
+        previous: PreviousStage | None,
     ) -> None:
         self.folder, self.plan, self.where = folder, plan, f"fold {fold} of {configuration}"
         self.clock, self.progress = clock, progress
@@ -153,25 +157,13 @@ class _Training:
             cases,
             runtime.environment(),
         )
-        self.train_reader = self._reader(store, cases.train, runtime.STAGE_SAMPLE)
-        self.validation_reader = self._reader(store, cases.validation, runtime.STAGE_VALIDATE)
+        seed, stages = settings.seed, (runtime.STAGE_SAMPLE, runtime.STAGE_VALIDATE)
+        self.train_reader = BatchReader.of(self.part, store, cases.train, seed, stages[0], previous)
+        self.validation_reader = BatchReader.of(self.part, store, cases.validation, seed, stages[1], previous)
         self.validation_patches = self.before.validation_patches if self.before else None
         self.records: tuple[EpochRecord, ...] = ()
         self.saved_at_s = self.save_cost_s = 0.0
         self.rate, self.momentum = training.learning_rate, training.momentum
-
-    def _reader(self, store: PatchStore, case_ids: tuple[str, ...], stage: int) -> BatchReader:
-        network, training = self.part.network, self.part.training
-        sampler = Sampler(
-            case_ids,
-            patch_box(network.patch_size),
-            training.batch_size,
-            training.foreground_fraction,
-            self.settings.seed,
-            stage,
-        )
-        augmentation = training.augmentation if stage == runtime.STAGE_SAMPLE else None
-        return BatchReader(sampler, CasePool(store), network.dims, augmentation, training.steps_per_epoch)
 
     def run(self) -> TrainResult:
         """Train to the end of the schedule and write the final weights."""
@@ -218,8 +210,7 @@ class _Training:
         began = self.clock.used_s()
         made_before = self._progress_made()
         batch = assemble(ahead.take(), self.device)
-        done, step_s = self.counters.step, self.counters.step_s
-        self.rate, self.momentum = self.schedule.pace(done, began, self._reserve_s(), step_s)
+        self.rate, self.momentum = self.schedule.pace(self.counters.step, began, self._reserve_s())
         outcome = self.learner.step(batch, self.rate, self.counters.step, self.momentum)
         if not outcome.is_finite:
             self._write_run("diverged")

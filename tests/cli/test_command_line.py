@@ -9,12 +9,12 @@ import pytest
 from autoseg.cli.app import app, fill_optional_json, main
 
 TRAINING = {"--config", "--fold", "--epochs", "--time-budget", "--device", "--precision", "--restart", "--set"}
-PLANNING = {"--out", "--preset", "--vram", "--set", "--config-file"}
+PLANNING = {"--out", "--preset", "--vram", "--measure", "--step-time", "--add", "--set", "--config-file"}
 
 FROZEN = {
     "demo": set(),
     "check": {"--json"},
-    "plan": PLANNING | {"--why", "--fingerprint", "--json"},
+    "plan": PLANNING | {"--why", "--fingerprint", "--device", "--precision", "--json"},
     "train": TRAINING | {"--config-file"},
     "predict": {"--out", "--config", "--fold", "--tta", "--overlap", "--device", "--precision"},
     "evaluate": {"--json"},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.domain.plan import NetworkPlan
+from autoseg.domain.network_plan import NetworkPlan
 from autoseg.network.unet import restore
 
 PLANS = {
@@ -17,8 +17,8 @@ PLANS = {
         features_per_stage=(4, 6, 8),
         strides=((1, 1), (2, 2), (2, 1)),
         kernel_sizes=((3, 3), (3, 3), (3, 1)),
-        convs_per_stage_encoder=(2, 1, 2),
-        convs_per_stage_decoder=(1, 2),  # nnU-Net lists the coarsest first
+        blocks_per_stage_encoder=(2, 1, 2),
+        blocks_per_stage_decoder=(1, 2),  # nnU-Net lists the coarsest first
     ),
     "unet_3d": NetworkPlan(
         in_channels=1,
@@ -27,8 +27,8 @@ PLANS = {
         features_per_stage=(4, 6, 8),
         strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
         kernel_sizes=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
-        convs_per_stage_encoder=(2, 2, 2),
-        convs_per_stage_decoder=(2, 2),
+        blocks_per_stage_encoder=(2, 2, 2),
+        blocks_per_stage_decoder=(2, 2),
     ),
 }
 

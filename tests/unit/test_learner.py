@@ -48,3 +48,21 @@ def test_a_first_step_that_the_scaler_skips_leaves_no_momentum(batch: Batch) -> 
 @pytest.mark.parametrize(("precision", "is_fused"), [("fp16", False), ("bf16", True), ("fp32", True)])
 def test_the_optimiser_is_fused_only_without_a_scaler(precision: str, is_fused: bool) -> None:
     assert bool(learner(precision)._optimiser.defaults["fused"]) is is_fused
+
+
+def test_dropout_follows_the_seed_and_the_step_and_leaves_the_global_generator_alone(batch: Batch) -> None:
+    part = toy_plan().configurations["3d_fullres"]
+    network = part.network.model_copy(update={"dropout": 0.5})
+
+    def losses(seed: int, noise: int) -> list[float]:
+        one = Learner(network, part.training, device=torch.device("cpu"), precision="fp32", seed=seed)
+        torch.manual_seed(noise)
+        before = torch.get_rng_state()
+        found = [one.step(batch, 1e-9, number).loss for number in range(3)]
+        assert torch.equal(torch.get_rng_state(), before)
+        return found
+
+    first = losses(0, 1)
+    assert first == losses(0, 2)
+    assert len(set(first)) == 3, "every step drops others, although the weights hardly change"
+    assert first != losses(1, 1)

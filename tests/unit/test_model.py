@@ -28,8 +28,8 @@ def small_plan() -> Plan:
         features_per_stage=(2, 4),
         strides=((1, 1, 1), (2, 2, 2)),
         kernel_sizes=((3, 3, 3), (3, 3, 3)),
-        convs_per_stage_encoder=(1, 1),
-        convs_per_stage_decoder=(1,),
+        blocks_per_stage_encoder=(1, 1),
+        blocks_per_stage_decoder=(1,),
     )
     configuration = Configuration(
         preprocess=PreprocessPlan(

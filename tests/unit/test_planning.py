@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 from planning_cases import fingerprint_of, load_golden, plan_of, schema
 
+from autoseg.config import preset_names
 from autoseg.domain.dataset import Channel
 from autoseg.domain.fingerprint import Budget, Fingerprint
 from autoseg.domain.plan import Plan
 from autoseg.errors import ConfigError, DatasetError, PlanError
+from autoseg.planning.activations import count_activations
 from autoseg.planning.explain import explain, explanation
 from autoseg.planning.importing import import_fingerprint
-from autoseg.planning.memory import count_activations
 from autoseg.planning.overrides import apply_overrides
 from autoseg.planning.planner import make_plan
-from autoseg.planning.presets import PRESETS
+from autoseg.planning.presets import preset_rules
 from autoseg.planning.spacing import choose_spacing
 from autoseg.planning.topology import find_topology
 
-NNUNET = PRESETS["nnunet"]
+NNUNET = preset_rules("nnunet")
 CUBE = fingerprint_of([(1.0, 1.0, 1.0)] * 20, [(64, 80, 96)] * 20, channels=("MRI",), num_foreground=2)
 
 
@@ -49,7 +50,7 @@ def test_percentile_of_a_thick_axis_stays_above_the_others() -> None:
     [((3.0, 1.0, 1.0), (2, 1, 0)), ((1.0, 3.0, 1.0), (1, 2, 0)), ((1.0, 1.0, 3.0), (0, 2, 1)), ((1.0,) * 3, (2, 1, 0))],
 )
 def test_the_coarsest_axis_goes_first(spacing: tuple[float, ...], axis_order: tuple[int, ...]) -> None:
-    for preset in PRESETS:
+    for preset in preset_names():
         plan = plan_of(fingerprint_of([spacing], [(64, 64, 64)]), preset)
         for item in plan.configurations.values():
             assert item.preprocess.axis_order == axis_order
@@ -151,13 +152,15 @@ def test_budget_must_be_above_zero(amount: float) -> None:
 
 
 def test_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"unknown preset 'nnunett'\nKnown presets: default, nnunet\. Did you mean"):
+    with pytest.raises(
+        ConfigError, match=r"unknown preset 'nnunett'\nKnown presets: cpu, default, nnunet, .* mean 'nnunet'"
+    ):
         plan_of(CUBE, "nnunett")
 
 
 def test_fingerprint_of_another_data_set_is_refused() -> None:
     with pytest.raises(PlanError, match="has 1 channels and 3 classes, the data set 2 and 3"):
-        make_plan(CUBE, "x", schema(2), (Channel(name="A"), Channel(name="B")), budget=Budget())
+        make_plan(CUBE, "x", schema(2), (Channel(name="A"), Channel(name="B")), NNUNET, Budget())
 
 
 # ---------------------------------------------------------------------------------------------------------- importing
@@ -213,10 +216,25 @@ def test_nnunet_fingerprint_with_holes_is_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps({**golden, "spacings": golden["spacings"][:5]}))
     with pytest.raises(DatasetError, match="5 spacings and 200 shapes"):
         import_fingerprint(file, ("MRI",), 3, 200)
+
+
+@pytest.mark.parametrize("what", ["not a number", "missing"])
+def test_intensities_that_a_fingerprint_does_not_tell_matter_for_ct_alone(tmp_path: Path, what: str) -> None:
+    """nnU-Net's planner does not look at them either, and writes NaN where no voxel is labelled."""
+    golden = load_golden("hippocampus")["fingerprint"]
+    file = tmp_path / "dataset_fingerprint.json"
     entry = {**golden["foreground_intensity_properties_per_channel"]["0"], "std": float("nan")}
-    file.write_text(json.dumps({**golden, "foreground_intensity_properties_per_channel": {"0": entry}}))
-    with pytest.raises(DatasetError, match="intensities that are not finite, in MRI"):
-        import_fingerprint(file, ("MRI",), 3, 200)
+    entries = {"0": entry} if what == "not a number" else {}
+    file.write_text(json.dumps({**golden, "foreground_intensity_properties_per_channel": entries}))
+    found = import_fingerprint(file, ("MRI",), 3, 200)
+    assert found.intensities == (None,)
+    plan = plan_of(found)
+    assert plan.configurations["2d"].preprocess.normalization[0].scheme == "zscore"
+    assert "labelled voxels: not measured" in next(
+        item.inputs for item in plan.decisions if item.topic == "normalisation of MRI"
+    )
+    with pytest.raises(PlanError, match="does not tell the intensities of CT, by which CT images are scaled"):
+        plan_of(import_fingerprint(file, ("CT",), 3, 200))
 
 
 # ---------------------------------------------------------------------------------------------------------- overrides
@@ -299,10 +317,10 @@ def test_every_decision_has_a_reason_in_words() -> None:
         "normalisation mask",
     }
     each = {
-        "initial patch",
+        "first guess of the patch",
         "patch size",
         "depth, strides and kernels",
-        "channels",
+        "channels and convolutions",
         "batch size",
         "batch Dice",
         "rotation in training",
@@ -321,7 +339,9 @@ def test_reasons_state_the_result_of_the_plan_and_every_step() -> None:
     network = plan.configurations["3d_fullres"].network
     patch = next(item for item in plan.decisions if (item.configuration, item.topic) == ("3d_fullres", "patch size"))
     assert patch.result.startswith("×".join(map(str, network.patch_size)))
-    assert patch.inputs.count("shorten") == int(patch.result.split("after ")[1].split()[0])
+    steps = int(patch.result.split("after ")[1].split()[0])
+    left_out = int(patch.inputs.split("... ")[1].split(" more steps")[0])
+    assert patch.inputs.count("shorten") + left_out == steps == 15
     assert prod(network.patch_size) < 90 * 400 * 400
 
 

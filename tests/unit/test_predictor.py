@@ -38,8 +38,8 @@ def toy_model(seed: int = 0, dims: int = 3, spacing: tuple[float, ...] = (2.0, 1
         "features_per_stage": (3, 6),
         "strides": ((1,) * dims, (2,) * dims),
         "kernel_sizes": ((3,) * dims,) * 2,
-        "convs_per_stage_encoder": (1, 1),
-        "convs_per_stage_decoder": (1,),
+        "blocks_per_stage_encoder": (1, 1),
+        "blocks_per_stage_decoder": (1,),
     }
     configuration = Configuration(
         preprocess=PreprocessPlan(
@@ -232,7 +232,7 @@ def test_memory_that_runs_out_beside_the_network_is_counted_too(
 
 
 def test_networks_that_do_not_fit_are_an_error_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoseg.inference.predictor.restore", exhaust)
+    monkeypatch.setattr("autoseg.inference.resident.restore", exhaust)
     with pytest.raises(DeviceMemoryError, match="cpu has too little memory for the networks"):
         Predictor([toy_model()], device="cpu", precision="fp32")
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from autoseg.domain.plan import NetworkPlan
+from autoseg.domain.network_plan import NetworkPlan
 from autoseg.errors import ModelError
-from autoseg.network.blocks import InstanceNorm
+from autoseg.network.norms import InstanceNorm
 from autoseg.network.unet import build, restore
 
 
@@ -15,8 +15,8 @@ def network_plan(dims: int = 3, stages: int = 3, **changes: object) -> NetworkPl
         "features_per_stage": tuple(4 * 2**stage for stage in range(stages)),
         "strides": ((1,) * dims, *((2,) * dims for _ in range(stages - 1))),
         "kernel_sizes": ((3,) * dims,) * stages,
-        "convs_per_stage_encoder": (2,) * stages,
-        "convs_per_stage_decoder": (2,) * (stages - 1),
+        "blocks_per_stage_encoder": (2,) * stages,
+        "blocks_per_stage_decoder": (2,) * (stages - 1),
     }
     return NetworkPlan.model_validate(settings | changes)
 
@@ -27,7 +27,7 @@ def random_input(plan: NetworkPlan, *size: int, batch: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("downsampling", ["strided", "max_pool"])
-@pytest.mark.parametrize("upsampling", ["transposed", "interpolation"])
+@pytest.mark.parametrize("upsampling", ["transposed", "linear"])
 def test_any_size_comes_back_with_the_same_size(dims: int, downsampling: str, upsampling: str) -> None:
     plan = network_plan(dims, downsampling=downsampling, upsampling=upsampling)
     network = build(plan, seed=1).eval()

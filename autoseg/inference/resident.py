@@ -1,0 +1,56 @@
+"""Networks in memory, in the form that is fastest on their device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from autoseg.domain.plan import Configuration
+from autoseg.inference.sliding_window import Forward
+from autoseg.io.model import Model
+from autoseg.network.norms import Norm
+from autoseg.network.unet import restore
+from autoseg.preprocessing.previous import one_hot
+from autoseg.runtime import autocast
+
+
+def resident(model: Model, device: torch.device, precision: str) -> nn.Module:
+    """The network on its device, in the form that is fastest there."""
+    plan = model.card.settings.network
+    network = restore(plan, model.weights)
+    if device.type == "cpu" and precision == "bf16":
+        # Channels last saves the convolutions a change of layout before and after each: twice as fast as autocast.
+        # Norms keep float32 parameters. Source: docs/decisions/0006.
+        layout = torch.channels_last_3d if plan.dims == 3 else torch.channels_last
+        for module in network.modules():
+            if not isinstance(module, Norm) and not list(module.children()):
+                module.to(torch.bfloat16, memory_format=layout)  # type: ignore[call-overload]
+    return network.to(device)
+
+
+def averaged(networks: Sequence[nn.Module], settings: Configuration, device: torch.device, precision: str) -> Forward:
+    """The mean logits of the networks, for tiles with three spatial axes on any device.
+
+    Of a cascade the last channel of the tiles is the label map of the previous stage.
+    """
+    dims, is_cascade = settings.network.dims, settings.previous_stage is not None
+    is_cast = device.type == "cpu" and precision == "bf16"
+
+    def forward(tiles: Tensor) -> Tensor:
+        x = tiles.to(device)
+        if is_cascade:
+            x = torch.cat([x[:, :-1], one_hot(x[:, -1], settings.network.num_classes)], dim=1)
+        x = x.to(torch.bfloat16 if is_cast else torch.float32)
+        if dims == 2:
+            x = x.squeeze(2)
+        with autocast(device, "fp32" if is_cast else precision):
+            total: Tensor = networks[0](x).to(torch.float32)
+            # Summed as they come: the outputs of two networks are in memory, however many there are.
+            for network in networks[1:]:
+                total = total.add_(network(x))
+        mean = total if len(networks) == 1 else total.div_(len(networks))
+        return mean.unsqueeze(2) if dims == 2 else mean
+
+    return forward

@@ -1,0 +1,134 @@
+"""The memory of this machine and of this process: now, at its peak, free."""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    import torch
+
+_KIB = 1024
+
+MEMORY_POLL_S = 0.005
+"""How often a process that is watched is asked for its memory; a training step's peaks last longer."""
+
+_ROLLUP_FILE = "/proc/self/smaps_rollup"
+_MEMINFO_FILE = "/proc/meminfo"
+_CGROUP_FOLDERS = ("/sys/fs/cgroup", "/sys/fs/cgroup/memory")
+_CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Names of limit and use in versions 2 and 1 of Linux's control groups; a container's memory is limited by them."""
+
+
+def memory_now_bytes() -> int | None:
+    """Memory of this process: its own pages and its part of those it shares (PSS); None where the system is silent."""
+    return _line_kib(_ROLLUP_FILE, "Pss:")
+
+
+def _line_kib(file: str, key: str) -> int | None:
+    """Bytes of the line "KEY number kB" of a file in /proc."""
+    try:
+        with open(file, encoding="ascii") as handle:
+            found = [int(line.split()[1]) * _KIB for line in handle if line.startswith(key)]
+    except OSError:
+        return None
+    return found[0] if found else None
+
+
+class PeakMemory:
+    """The most memory that is taken at a time inside a `with` block, beyond what was taken before it.
+
+    On the CPU this is the growth of the process's PSS, read every few milliseconds in a thread and once more at the
+    end; on CUDA it is what torch's allocator gave out.
+
+    Args:
+        device: Whose memory.
+
+    Attributes:
+        bytes: The result, once the block is over; None where the system does not tell.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = self._highest = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="autoseg-memory", daemon=True)
+        self.bytes: int | None = None
+
+    def __enter__(self) -> Self:
+        if self._device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+        else:
+            self._before = self._highest = memory_now_bytes() or 0
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._device.type == "cuda":
+            import torch
+
+            self.bytes = torch.cuda.max_memory_allocated(self._device) - self._before
+            return
+        self._stop.set()
+        self._thread.join()
+        last = memory_now_bytes()
+        if last is not None and self._device.type == "cpu":
+            self.bytes = max(self._highest, last) - self._before
+
+    def _watch(self) -> None:
+        while not self._stop.wait(MEMORY_POLL_S):
+            self._highest = max(self._highest, memory_now_bytes() or 0)
+
+
+def device_memory_bytes(device: torch.device) -> tuple[int, int] | None:
+    """Free and total memory of a device; of the CPU what programs may still take, a container's limit respected.
+
+    Returns:
+        None where the system does not tell.
+    """
+    if device.type == "cuda":
+        import torch
+
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free), int(total)
+    if device.type != "cpu":
+        return None
+    available, whole = _line_kib(_MEMINFO_FILE, "MemAvailable:"), _line_kib(_MEMINFO_FILE, "MemTotal:")
+    if available is None or whole is None:
+        return None
+    for folder in _CGROUP_FOLDERS:
+        for names in _CGROUP_FILES:
+            limit, used = (_number_in(os.path.join(folder, name)) for name in names)
+            if limit is not None and used is not None:
+                available, whole = min(available, max(0, limit - used)), min(whole, limit)
+    return available, whole
+
+
+def _number_in(file: str) -> int | None:
+    """The number that is all a file holds; None where there is no such file, or it says "max"."""
+    try:
+        with open(file, encoding="ascii") as handle:
+            text = handle.read().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def limit_memory(num_bytes: int) -> None:
+    """Let this process take at most so much more memory; what asks for more gets an error instead of the machine.
+
+    Linux alone counts this way; elsewhere nothing is changed.
+    """
+    taken = _line_kib("/proc/self/status", "VmData:")
+    if taken is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = taken + num_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
