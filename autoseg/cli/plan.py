@@ -75,7 +75,7 @@ def plan(
         stdout.print(note, soft_wrap=True)
     if why:
         for line in decision_lines(made):
-            stdout.print(line, soft_wrap=True)
+            stdout.print(line)
     if made.added_names:
         stdout.print(f"Added by hand, checked and kept: {', '.join(made.added_names)}.", markup=False, soft_wrap=True)
     stdout.print(f"Plan written to {out / 'plan.json'}. Next: autoseg train {out}", markup=False, soft_wrap=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
 _SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
+_INDENT = (0, 0, 0, 2)
+"""Of the words about a decision: two columns on the left, also where a line is wrapped."""
+
 _INTRODUCTION = (
-    "A plan holds one or more configurations: each is a network of its own with the way its images are prepared. Of "
-    "every decision follow the rule, the numbers that went into it, and what would change it. Axes are called Z (from "
-    "the feet to the head), Y (from back to front) and X (from left to right)."
+    "A plan holds one or more configurations: each is a network of its own with the way its images are prepared. For "
+    "every decision you see its rule, the numbers that were used, and what would change it. Axes are called Z (from "
+    "the feet to the head), Y (from back to front) and X (from left to right). Training takes the configuration "
+    "3d_fullres where there is one, another with --config."
 )
 
 
@@ -56,12 +61,12 @@ def plan_table(plan: Plan) -> Table:
         ("target spacing (mm)", [_times(item.preprocess.target_spacing) for item in members]),
         ("patch size (voxels)", [_times(item.network.patch_size) for item in members]),
         ("batch size", [str(item.training.batch_size) for item in members]),
-        ("features per stage", ["-".join(map(str, item.network.features_per_stage)) for item in members]),
+        ("channels per stage", ["-".join(map(str, item.network.features_per_stage)) for item in members]),
         ("strides", [_repeated(item.network.strides) for item in members]),
         ("kernel sizes", [_repeated(item.network.kernel_sizes) for item in members]),
         ("blocks a stage", [_blocks(item.network) for item in members]),
         (
-            "normalization",
+            "normalisation",
             [
                 ", ".join(one.scheme + (" in mask" if one.use_mask else "") for one in item.preprocess.normalization)
                 for item in members
@@ -112,8 +117,8 @@ def forecast_table(forecast: Forecast) -> Table:
         ]
     rows += [
         ("memory of prediction, predicted", [_gigabytes(item.prediction.total) for item in members]),
-        ("disk for preprocessed cases", [_gigabytes(item.cache_bytes) for item in members]),
-        ("default training of one fold", [_training_length(item) for item in members]),
+        ("disk for its preprocessed cases", [_gigabytes(item.cache_bytes) for item in members]),
+        ("default length of training a fold", [_training_length(item) for item in members]),
     ]
     for title, cells in rows:
         table.add_row(title, *cells)
@@ -147,7 +152,7 @@ def forecast_notes(forecast: Forecast) -> Iterator[Text]:
         )
 
 
-def decision_lines(plan: Plan) -> Iterator[Text]:
+def decision_lines(plan: Plan) -> Iterator[Text | Padding]:
     """Every decision in words: rule, numbers, result, what would change it. A rule is told once."""
     yield Text(f"\n{_INTRODUCTION}")
     heading = None
@@ -161,9 +166,9 @@ def decision_lines(plan: Plan) -> Iterator[Text]:
         topic = decision.topic if not heading else f"{decision.topic} of {heading}"
         before = told.setdefault(decision.rule, topic)
         yield Text.assemble("\n", (decision.topic, "bold"), ": ", decision.result)
-        yield Text(f"  Rule: {decision.rule if before == topic else f'The same as for the {before}, above.'}")
-        yield Text(f"  Numbers: {decision.inputs}")
-        yield Text(f"  Would change it: {decision.would_change}")
+        rule = decision.rule if before == topic else f"The same as for the {before}, above."
+        for name, words in (("Rule", rule), ("Numbers", decision.inputs), ("Would change it", decision.would_change)):
+            yield Padding(Text(f"{name}: {words}"), _INDENT)
     for override in plan.overrides:
         yield Text.assemble("\n", ("Set by hand", "bold"), f": {override.key} = {override.value} ({override.planned})")
 

@@ -43,9 +43,10 @@ def _target_spacing(common: DatasetChoices) -> Decision:
             missing.append(f"its median were above {number(limit_mm)} mm")
         if choice.median_size[choice.coarsest] >= limit_vox:
             missing.append(f"the images had fewer than {number(limit_vox)} voxels along it")
+        same = ", the same here" if number(choice.percentile) == number(choice.median[choice.coarsest]) else ""
         change = (
             f"Other images. {coarse}, the coarsest axis, would get its {rules.coarse_axis_percentile:g}th percentile "
-            f"({number(choice.percentile)} mm) if {' and '.join(missing)}."
+            f"({number(choice.percentile)} mm{same}) if {' and '.join(missing)}."
         )
     return Decision(
         configuration=ALL,
@@ -69,8 +70,7 @@ def _axis_order(common: DatasetChoices) -> Decision:
     tie = common.rules.axis_tie_fraction
     rule = (
         "The axis with the coarsest target spacing goes first, the others keep their order: the 2D network works on "
-        "the slices across the first axis. Z runs from feet to head, Y from back to front, X from left to right (in a "
-        "fingerprint made by nnU-Net they are the third, second and first axis of the files)."
+        "the slices across the first axis."
     )
     if tie:
         rule += f" Spacings within {tie:.2%} count as equal; then the earlier axis goes first."
@@ -112,16 +112,16 @@ _NAME_RULE = (
     f"The channel's name chooses: {', '.join(SCHEMES_BY_NAME)} have a meaning (case is ignored), any other is z-score."
 )
 _SCHEME_REASONS = {
-    "zscore": "Such intensities have no absolute scale, so each image is scaled by its own numbers.",
+    "zscore": "With it each image is scaled by its own mean and deviation, whatever its units.",
     "ct": "CT numbers mean the same in every image, so all are scaled alike, by the labelled voxels of the data set; "
-    "clipping to their 0.5 and 99.5 percentiles removes metal and air.",
+    "clipping to their 0.5 and 99.5 percentiles cuts extreme values such as metal and air.",
     "none": "This name says that the values are ready to use.",
     "rescale": "This name asks for the range of each image to become 0–1.",
     "rgb": "This name says that the values are colours from 0 to 255.",
 }
 _SCHEME_WORDS = {
     "zscore": "z-score: in each image subtract the mean and divide by the standard deviation",
-    "ct": "CT: clip, subtract a mean and divide by a standard deviation, the same numbers for every image",
+    "ct": "as CT, the same numbers for every image",
     "none": "left as it is",
     "rescale": "each image scaled to 0–1 by its minimum and maximum",
     "rgb": "divided by 255",
@@ -130,7 +130,8 @@ _SCHEME_WORDS = {
 
 def _normalization(channel: Channel, chosen: ChannelNormalization, stats: ChannelIntensity | None) -> Decision:
     result = _SCHEME_WORDS[chosen.scheme]
-    inputs = f"channel name '{channel.name}'; labelled voxels: "
+    use = "" if chosen.scheme == "ct" else " (not used by this rule)"
+    inputs = f"channel name '{channel.name}'; voxels of any class but background{use}: "
     if stats is None:
         inputs += "not measured"
     else:
@@ -140,8 +141,8 @@ def _normalization(channel: Channel, chosen: ChannelNormalization, stats: Channe
         )
     if chosen.scheme == "ct" and stats is not None:
         result += (
-            f"; clip to {number(stats.percentile_00_5)} ... {number(stats.percentile_99_5)}, "
-            f"mean {number(stats.mean)}, standard deviation {number(stats.std)}"
+            f": clip to {number(stats.percentile_00_5)} to {number(stats.percentile_99_5)}, subtract "
+            f"{number(stats.mean)} and divide by {number(stats.std)}"
         )
     elif chosen.use_mask:
         result += ", inside the non-zero mask only"
@@ -181,7 +182,9 @@ def _fullres_presence(common: DatasetChoices) -> Decision:
         rule="A 3D network is planned unless a typical image has a single slice along the first axis.",
         inputs=f"a typical image has {slices} slices along {common.axis_names[0]}",
         result="planned, beside the 2D network" if is_3d else "not planned: there is only the 2D network",
-        would_change="Images that are single slices." if is_3d else "Images with more than one slice.",
+        would_change="A typical image with one slice along the first axis."
+        if is_3d
+        else "Images with more than one slice.",
     )
 
 
@@ -206,7 +209,7 @@ def _lowres(common: DatasetChoices) -> tuple[Decision, ...]:
             rule=(
                 f"Where a patch sees less than {rules.lowres_below_fraction:.0%} of a typical image, a network at a "
                 "coarser spacing gives the overview, and a cascade refines what it predicts at full resolution. Both "
-                f"are left out unless coarse images have at least {rules.lowres_smallest_gain:g} times fewer voxels."
+                f"are left out unless the coarser images have at most 1/{rules.lowres_smallest_gain:g} of the voxels."
             ),
             inputs=f"the 3d_fullres patch sees {part(found.seen_fraction)} of a typical image",
             result=result,
@@ -249,17 +252,3 @@ def explain(plan: Plan) -> tuple[Decision, ...]:
         for item in plan.overrides
     )
     return (*plan.decisions, *by_hand)
-
-
-def explanation(plan: Plan) -> str:
-    """The reasons as plain text, one paragraph a decision."""
-    paragraphs = []
-    for item in explain(plan):
-        title = f"{item.configuration}: {item.topic}" if item.configuration else item.topic
-        paragraphs.append(
-            f"{title} = {item.result}\n"
-            f"  Rule: {item.rule}\n"
-            f"  Numbers: {item.inputs}\n"
-            f"  Would change it: {item.would_change}"
-        )
-    return "\n\n".join(paragraphs) + "\n"

@@ -42,9 +42,9 @@ def _initial_patch(common: DatasetChoices, choices: ConfigurationChoices) -> Dec
         configuration=choices.name,
         topic="first guess of the patch",
         rule=(
-            f"The search for a patch starts large: {edge}{'²' if is_2d else '³'} voxels, as long in millimetres along "
-            "one axis as along the others, but no longer than a typical image, and rounded up so that it can be "
-            "halved as often as the network does (see depth)."
+            f"The search for a patch starts large: a {'square' if is_2d else 'cube'} in millimetres of "
+            f"{edge}{'²' if is_2d else '³'} voxels, cut to the typical image, and rounded up so that it can be halved "
+            "as often as the network does (see depth)."
         ),
         inputs=(
             f"voxels of {per_axis(names, search.spacing, 'mm')}, which give {shape(search.by_spacing)}; "
@@ -80,14 +80,14 @@ def _next_larger(choices: ConfigurationChoices, num_samples: int) -> str:
         needed_s = last.flops * num_samples / time.flops_per_second
         return f"With steps of {seconds(needed_s)} the patch would be {shape(last.before)} at least."
     enough = gigabytes(search.limits.vram_gb * last.activations * num_samples / search.capacity)
-    return f"From {enough} on the patch would be {shape(last.before)} at least."
+    return f"From --vram {enough} on the patch would be {shape(last.before)} at least."
 
 
 def _patch(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
     search, rules, names = choices.search, common.rules, _names(common, choices)
     samples, time = rules.fitted_batch(len(names)), search.limits.time
     final, needed = shape(search.topology.patch_size), millions(search.activations * samples)
-    inputs = f"{search.limits.vram_gb:g} GB hold about {millions(search.capacity)} such numbers"
+    inputs = f"{search.limits.vram_gb:g} GB hold about {millions(search.capacity)} activations"
     if time is not None:
         needed += f" and {seconds(search.flops * samples / time.flops_per_second)}"
         speed = "measured" if time.is_measured else "not measured: the preset's own number"
@@ -99,15 +99,18 @@ def _patch(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
     else:
         inputs += f"; {samples} patches of {final} need {needed}"
         result = f"{final}, nothing had to be shortened"
-        change = f"Below {gigabytes(_vram_for(choices, search.activations * samples))} the patch would be smaller."
+        below = gigabytes(_vram_for(choices, search.activations * samples))
+        change = f"With --vram below {below} the patch would be smaller."
     limited = "memory" if time is None else "memory, and a training step takes no longer than it may"
     return Decision(
         configuration=choices.name,
         topic="patch size",
         rule=(
             f"The patch is shortened until {samples} of them fit the {limited}: each time along the axis on which it "
-            "covers most of the typical image, by the smallest piece that keeps it divisible. Memory is "
-            "counted in the numbers that the network's convolutions write, which training has to keep."
+            "covers most of the typical image, by the smallest piece that still lets it be halved as often as the "
+            "network does. Memory is counted in activations, the numbers that the network's convolutions give and "
+            "training keeps; how many a GB holds was fitted for 2D and 3D apart. This count is for choosing only, "
+            "not the bytes to expect."
         ),
         inputs=inputs,
         result=result,
@@ -125,10 +128,11 @@ def _depth(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
         topic="depth, strides and kernels",
         rule=(
             "The network works in stages of ever coarser resolution. From stage to stage it halves every axis that has "
-            f"at least {2 * rules.smallest_edge} voxels left and is less than {rules.similar_spacing_ratio:g} times as "
-            "coarse as the finest of those, so that voxels become cubes on the way down; an axis that would be halved "
-            f"alone needs {3 * rules.smallest_edge} voxels. Kernels are 1 wide along an axis until its spacing is that "
-            "close to the finest, then 3; in the deepest stage 3 along all axes."
+            f"at least {2 * rules.smallest_edge} voxels left and a spacing under {rules.similar_spacing_ratio:g} "
+            "times the finest of those, so that voxels become cubes on the way down; an axis that would be halved "
+            f"alone needs {3 * rules.smallest_edge} voxels. It stops where no axis can be halved. Kernels are 1 wide "
+            f"along an axis until its spacing is under {rules.similar_spacing_ratio:g} times the finest, then 3; in "
+            "the deepest stage 3 along all axes."
         ),
         inputs=f"patch {shape(topology.patch_size)}, voxels of {per_axis(names, choices.search.spacing, 'mm')}",
         result=(
@@ -154,8 +158,9 @@ def _features(common: DatasetChoices, choices: ConfigurationChoices) -> Decision
     search, rules, stages = choices.search, common.rules, choices.search.topology.num_stages
     is_narrow = search.base_features < rules.base_features
     rule = (
-        f"{rules.base_features} channels in the first stage, twice as many in each further one, never more than "
-        f"{rules.max_features(len(search.spacing))}; the preset says how many convolutions a stage has."
+        f"{rules.base_features} channels in the first stage, twice as many in each further one, in "
+        f"{len(search.spacing)}D never more than {rules.max_features(len(search.spacing))}; the preset says "
+        "how many convolutions a stage has."
     )
     if search.limits.time is not None:
         rule += " Where even the smallest patch takes too long, the network gets narrower."
@@ -189,20 +194,21 @@ def _batch(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
     fraction = rules.batch_fraction_of_voxels
     share = f"{fraction:.0%} of" if fraction < 1 else "all"
     inputs = [
-        f"memory: {millions(search.capacity)} numbers / {millions(search.activations)} a patch = {batch.by_memory}"
+        f"memory: {millions(search.capacity)} activations / {millions(search.activations)} a patch = "
+        f"{number(search.capacity / search.activations)} patches"
     ]
     if batch.by_time is not None:
         inputs.append(f"time: {batch.by_time}")
-    inputs.append(f"data: {fraction:.0%} of all voxels make {number(batch.by_voxels)}")
+    inputs.append(f"data: {fraction:.0%} of all voxels are {number(batch.by_voxels)} patches")
     return Decision(
         configuration=choices.name,
         topic="batch size",
         rule=(
-            "A batch is the patches that the network sees in one training step: as many as fit the memory"
-            f"{'' if batch.by_time is None else ' and the time'}, but together no more than {share} the data "
-            f"set's voxels, so that steps differ from each other; at least {rules.smallest_batch}."
+            "A batch is the patches that the network sees in one training step: the smaller of what the memory "
+            f"{'' if batch.by_time is None else 'and the time '}holds and what makes up about {share} the data set's "
+            f"voxels, so that steps differ from each other; both rounded, at least {rules.smallest_batch}."
         ),
-        inputs="patches by " + "; by ".join(inputs),
+        inputs="by " + "; by ".join(inputs),
         result=str(batch.batch_size),
         would_change=_another_batch(common, choices),
     )
@@ -210,7 +216,9 @@ def _batch(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
 
 def _batch_dice(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
     seen = 1.0 if common.lowres is None else common.lowres.seen_fraction
-    inputs = {FLAT: "slices", LOWRES: "the low-resolution network, made to see enough"}
+    has_lowres = common.lowres is not None and common.lowres.search is not None
+    sees = f"the patch sees {part(seen)} of a typical image, so {'a' if has_lowres else 'no'} low-resolution network"
+    inputs = {FLAT: "a 2D patch is one slice", LOWRES: "the low-resolution network, made to see enough"}
     change = {FLAT: "Nothing: 2D always pools.", LOWRES: "Nothing: low resolution never pools."}
     return Decision(
         configuration=choices.name,
@@ -220,9 +228,9 @@ def _batch_dice(common: DatasetChoices, choices: ConfigurationChoices) -> Decisi
             "little to judge it alone: in 2D always, in 3D at full resolution only where the images also get a "
             "low-resolution network."
         ),
-        inputs=inputs.get(choices.name, f"the patch sees {part(seen)} of a typical image"),
+        inputs=inputs.get(choices.name, f"{sees} is planned (see 3d_lowres)"),
         result="pooled over the batch" if choices.batch_dice else "each patch on its own",
-        would_change=change.get(choices.name, "Whether a low-resolution network is planned (above)."),
+        would_change=change.get(choices.name, "Whether a low-resolution network is planned."),
     )
 
 
@@ -234,19 +242,19 @@ def _augmentation(common: DatasetChoices, choices: ConfigurationChoices) -> Deci
             "Patches are turned at random, 2D ones freely, or by up to ±15° where one side is more than 1.5 times as "
             "long as the other."
         )
-        result, ratio = degrees, max(patch) / min(patch)
+        result, shortest = degrees, min(patch)
     else:
         rule = (
-            "Patches are turned at random, 3D ones by up to ±30° about every axis; where the patch is more than "
-            f"{common.rules.anisotropy:g} times longer than its first axis, slices are turned freely in their plane "
+            "Patches are turned at random, 3D ones by up to ±30° about every axis; where the longest side is more "
+            f"than {common.rules.anisotropy:g} times the first one, slices are turned freely in their plane "
             "instead, because turning thick slices out of it would blur them."
         )
-        result, ratio = f"{degrees} {'in plane' if plan.dummy_2d else 'about every axis'}", max(patch) / patch[0]
+        result, shortest = f"{degrees} {'in plane' if plan.dummy_2d else 'about every axis'}", patch[0]
     return Decision(
         configuration=choices.name,
         topic="rotation in training",
         rule=rule,
-        inputs=f"patch {shape(patch)}, ratio {number(ratio)}",
+        inputs=f"patch {shape(patch)}; {max(patch)}/{shortest} = {max(patch) / shortest:.3g}",
         result=result,
         would_change="A patch of other proportions.",
     )
