@@ -154,6 +154,8 @@ def _tiff_header(path: Path) -> ImageHeader:
         components = int(page.samplesperpixel)
         dtype = str(page.dtype)
         stored = sum(page.databytecounts)
+    if min(rows, columns, components) < 1:
+        raise broken(path, f"the header says {columns} columns, {rows} rows, {components} components")
     promised = rows * columns * components * np.dtype(dtype).itemsize
     require_room(path, stored, compressed=False)
     require_room(path, promised, compressed=page.compression != tifffile.COMPRESSION.NONE)

@@ -330,7 +330,8 @@ def test_rounding_in_headers_is_no_difference(tmp_path: Path) -> None:
     nearly = OBLIQUE + 1e-4
     nearly[3] = OBLIQUE[3]
     write_labels(tmp_path / "a.nii.gz", numbered(SHAPE), Geometry(SHAPE, nearly))
-    read_labels(tmp_path / "a.nii.gz", Geometry(SHAPE, OBLIQUE))
+    labels, _ = read_labels(tmp_path / "a.nii.gz", Geometry(SHAPE, OBLIQUE))
+    np.testing.assert_array_equal(labels, numbered(SHAPE))
 
 
 def test_integers_in_disguise_are_labels_and_probabilities_are_not(tmp_path: Path) -> None:
