@@ -128,22 +128,28 @@ def forecast_table(forecast: Forecast) -> Table:
 def forecast_notes(forecast: Forecast) -> Iterator[Text]:
     """What somebody should know before training: memory that exceeds the budget or the machine, disk that is full."""
     free, disk_free = forecast.memory_free_bytes, forecast.disk_free_bytes
+    above_budget, above_free = [], []
     for name, item in forecast.configurations.items():
         taken = item.training.total
         if item.measured is not None and item.measured.memory_bytes is not None:
             taken = item.measured.memory_bytes
         elif taken > forecast.budget_gb * 1e9:
-            yield Text(
-                f"{name}: more than the {forecast.budget_gb:g} GB asked for is expected in {forecast.precision} on "
-                f"{forecast.device}. --measure finds out and plans for less; so does a smaller --vram.",
-                style="yellow",
-            )
+            above_budget.append(name)
         if free is not None and taken > free:
-            yield Text(
-                f"{name}: training needs {_gigabytes(taken)}, {_gigabytes(free)} are free here. Plan with a smaller "
-                "--vram, or train where there is more.",
-                style="yellow",
-            )
+            above_free.append(f"{name} needs {_gigabytes(taken)}")
+    if above_budget:
+        yield Text(
+            f"{', '.join(above_budget)}: more than the {forecast.budget_gb:g} GB asked for is expected in "
+            f"{forecast.precision} on {forecast.device}. --measure finds out and plans for less; so does a smaller "
+            "--vram.",
+            style="yellow",
+        )
+    if above_free:
+        yield Text(
+            f"Training {', '.join(above_free)}; {_gigabytes(free)} are free here. Plan with a smaller --vram, or train "
+            "where there is more.",
+            style="yellow",
+        )
     if forecast.cache_bytes > disk_free:
         yield Text(
             f"The preprocessed cases of all configurations need {_gigabytes(forecast.cache_bytes)} of disk, "

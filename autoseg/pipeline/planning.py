@@ -83,6 +83,8 @@ def plan(
         ConfigError: Unknown preset or key.
     """
     run_folder = RunFolder(out)
+    # A name that does not exist is found before every image is read.
+    target, rules = Target.of(settings.train), preset_rules(settings.plan.preset)
     dataset = load_dataset(dataset_path, need_files=fingerprint_file is None)
     if fingerprint_file is None:
         require_trainable(dataset, dataset_path)
@@ -95,7 +97,6 @@ def plan(
             # As nnU-Net does: what the description says counts, for its files may be elsewhere.
             dataset.num_training_stated or len(dataset.cases),
         )
-    target, rules = Target.of(settings.train), preset_rules(settings.plan.preset)
     earlier = None if measures_step and not run_folder.has_models else earlier_forecast(run_folder, target)
     budget = budget_of(settings.plan, rules, target, earlier.flops_per_second if earlier else None)
 

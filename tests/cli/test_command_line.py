@@ -111,3 +111,11 @@ def test_check_lists_findings_on_stdout_and_exits_3(
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert [item["severity"] for item in findings] == ["error"]
     assert "nowhere" in findings[0]["message"] + findings[0]["file"]
+
+
+def test_a_preset_that_does_not_exist_is_found_before_any_image_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run"), "--preset", "bogus"]
+    assert main(words) == 2
+    assert "unknown preset 'bogus'" in capsys.readouterr().err
