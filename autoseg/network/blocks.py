@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.domain.network_plan import BlockKind, Ints, NetworkPlan
+from autoseg.network.channels_last import memory_format
 from autoseg.network.embedding import EmbeddingProjection
 from autoseg.network.norms import Norm, activation, normalisation, normalise_and_activate
 
@@ -27,10 +28,22 @@ def convolution(dims: int) -> Callable[..., nn.Module]:
     return nn.Conv3d if dims == 3 else nn.Conv2d
 
 
-def average_pool(dims: int, stride: Ints) -> nn.Module:
+class AveragePool(nn.Module):
     """Mean over blocks of the stride, which divides the sizes."""
-    layer: Callable[..., nn.Module] = nn.AvgPool3d if dims == 3 else nn.AvgPool2d
-    return layer(stride)
+
+    def __init__(self, dims: int, stride: Ints) -> None:
+        super().__init__()
+        layer: Callable[..., nn.Module] = nn.AvgPool3d if dims == 3 else nn.AvgPool2d
+        self.pool = layer(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, *spatial) to (N, C, *(spatial / stride)), in the type of `x` (under autocast on the CPU: float32)."""
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16 or torch.is_autocast_enabled("cpu"):
+            pooled: Tensor = self.pool(x)
+            return pooled
+        # PyTorch has no 3D average of bfloat16 on the CPU.
+        pooled = self.pool(x.float())
+        return pooled.to(x.dtype).contiguous(memory_format=memory_format(x.ndim - 2))
 
 
 def padded_convolution(
@@ -135,7 +148,7 @@ class Shortcut(nn.Module):
     ) -> None:
         super().__init__()
         is_wider = in_channels != out_channels
-        self.pool = average_pool(plan.dims, stride) if stride and max(stride) > 1 else None
+        self.pool = AveragePool(plan.dims, stride) if stride and max(stride) > 1 else None
         self.conv = convolution(plan.dims)(in_channels, out_channels, 1, bias=not has_norm) if is_wider else None
         self.norm = normalisation(plan, out_channels) if is_wider and has_norm else nn.Identity()
 

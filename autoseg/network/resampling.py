@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.domain.network_plan import Ints, NetworkPlan
-from autoseg.network.blocks import PreactivationBlock, average_pool, convolution, padded_convolution
+from autoseg.network.blocks import AveragePool, PreactivationBlock, convolution, padded_convolution
 from autoseg.network.norms import activation, normalisation, normalise_and_activate, start_slope
 
 _LINEAR_MODES = {2: "bilinear", 3: "trilinear"}
@@ -130,7 +130,7 @@ def step_down(plan: NetworkPlan, stage: int) -> nn.Module | None:
         given = plan.channels_into(stage)
         layer = _strided_layer(plan, stage, channels, given)
         return ActiveStep(plan, layer, given) if plan.has_active_resampling else layer
-    pool = MaxPool(plan.dims, stride) if plan.downsampling == "max_pool" else average_pool(plan.dims, stride)
+    pool = MaxPool(plan.dims, stride) if plan.downsampling == "max_pool" else AveragePool(plan.dims, stride)
     if plan.resamples_in_blocks:
         return PreactivationBlock(plan, channels, channels, plan.kernel_sizes[stage - 1], resampling=pool)
     return pool
