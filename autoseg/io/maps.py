@@ -9,40 +9,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
-from autoseg.domain.values import Value
 from autoseg.errors import DatasetError
-from autoseg.io.files import atomic_path
-from autoseg.io.store import Source, case_file
+from autoseg.io.cached import Header, Source, case_file, open_cached, save_cached, unreadable
 
 MAP_VERSION = 1
 """Part of every header: a file of another version is never read, but made anew."""
 
-_HEADER_KEY = "autoseg"
 _LABELS = "labels"
 
 IndexMap = NDArray[np.uint8] | NDArray[np.int16]
 """Class indices of a prediction: never the ignore index."""
 
 
-class MapHeader(Value):
-    """What a cached label map says of itself.
+class MapHeader(Header):
+    """What a cached label map says of itself; its sources are images, then the predicted label map.
 
     Attributes:
         weights_sha256: Of the model that predicted it.
-        sources: The files it was made from: images, then the predicted label map.
     """
 
+    KIND: ClassVar[str] = "cached label map"
+    VERSION: ClassVar[int] = MAP_VERSION
+
     version: int = MAP_VERSION
-    id: str
     weights_sha256: str
-    sources: tuple[Source, ...]
 
 
 class StoredMap:
@@ -55,12 +51,12 @@ class StoredMap:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file, self.header = _open(path)
+        self._file, self.header = open_cached(path, MapHeader)
         self.id = self.header.id
         try:
             self._labels = self._file.get_slice(_LABELS)
         except SafetensorError as problem:
-            raise _unreadable(path, problem) from None
+            raise unreadable(path, MapHeader, problem) from None
         depth, height, width = self._labels.get_shape()
         self.shape = (int(depth), int(height), int(width))
 
@@ -81,7 +77,7 @@ class StoredMap:
         try:
             labels: IndexMap = self._labels[box]
         except SafetensorError as problem:
-            raise _unreadable(self._path, problem) from None
+            raise unreadable(self._path, MapHeader, problem) from None
         return labels
 
 
@@ -113,9 +109,7 @@ class MapStore:
             OSError: The folder cannot be written.
         """
         header = MapHeader(id=case_id, weights_sha256=self.weights_sha256, sources=tuple(sources))
-        tensors: dict[str, NDArray[Any]] = {_LABELS: np.ascontiguousarray(labels)}
-        with atomic_path(self.path(case_id)) as temporary:
-            save_file(tensors, temporary, metadata={_HEADER_KEY: header.model_dump_json()})
+        save_cached(self.path(case_id), {_LABELS: labels}, header)
 
     def is_current(self, case_id: str, files: Sequence[str | Path]) -> bool:
         """Whether the map is there, by these weights, and made from these very files as they are now.
@@ -125,12 +119,10 @@ class MapStore:
             files: Images and the predicted label map, in the order they were written with.
         """
         try:
-            _, header = _open(self.path(case_id))
+            _, header = open_cached(self.path(case_id), MapHeader)
         except DatasetError:
             return False
-        if (header.id, header.weights_sha256, len(header.sources)) != (case_id, self.weights_sha256, len(files)):
-            return False
-        return all(source.is_current(file) for source, file in zip(header.sources, files, strict=True))
+        return header.weights_sha256 == self.weights_sha256 and header.is_current(case_id, files)
 
     def open(self, case_id: str) -> StoredMap:
         """The map of a case, for reading.
@@ -166,24 +158,3 @@ class OutOfFoldMaps:
             DatasetError: See `MapStore.open`.
         """
         return self.stores[case_id].open(case_id)
-
-
-def _unreadable(path: Path, problem: Exception) -> DatasetError:
-    return DatasetError(
-        f"the cached label map {path} cannot be read: {problem}",
-        hint="Delete this file from the cache and run `autoseg train` again: it is made anew.",
-    )
-
-
-def _open(path: Path) -> tuple[Any, MapHeader]:
-    """The mapped file and its header."""
-    try:
-        # safetensors refuses a file that is shorter or longer than its header says.
-        file: Any = safe_open(path, framework="numpy")
-        text = (file.metadata() or {}).get(_HEADER_KEY, "")
-    except (OSError, SafetensorError) as problem:
-        raise _unreadable(path, problem) from None
-    header = MapHeader.from_json(text, path, DatasetError)
-    if header.version != MAP_VERSION:
-        raise DatasetError(f"the cached label map {path} has version {header.version}, this is version {MAP_VERSION}")
-    return file, header

@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, unquote
+from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
-from autoseg.domain.values import Value
 from autoseg.errors import DatasetError
-from autoseg.io.files import atomic_path, file_digest
+from autoseg.io.cached import ENDING, Header, Source, case_file, open_cached, save_cached, unreadable
 
 STORE_VERSION = 1
 """Part of every header: a file of another version is never read, but made anew."""
@@ -30,65 +28,21 @@ MIN_LOCATIONS = 10_000
 LOCATIONS_FRACTION = 0.01
 """Part of a class's voxels kept at least. Source: nnU-Net v2, class locations."""
 
-_ENDING = ".safetensors"
-_HEADER_KEY = "autoseg"
 _FOREGROUND = "foreground."
 
 
-class Source(Value):
-    """A file that a cached case was made from, as it was then.
-
-    Attributes:
-        path: Where it lay.
-        size: Its bytes.
-        stamp: Modification and status-change times (ns) and inode: where these agree, the content was not touched.
-        sha256: Of its content.
-    """
-
-    path: str
-    size: int
-    stamp: tuple[int, int, int]
-    sha256: str
-
-    @classmethod
-    def of(cls, path: str | Path) -> Source:
-        """The file as it is now.
-
-        Raises:
-            OSError: It cannot be read.
-        """
-        # Size and times are taken before the content: a file changed in between looks changed, never current.
-        size, stamp = _look(path)
-        return cls(path=str(path), size=size, stamp=stamp, sha256=file_digest(Path(path)))
-
-    def is_current(self, path: str | Path) -> bool:
-        """Whether the file at `path` still has this content; it is hashed only where size and times do not tell."""
-        try:
-            size, stamp = _look(path)
-            if size != self.size:
-                return False
-            return (str(path) == self.path and stamp == self.stamp) or file_digest(Path(path)) == self.sha256
-        except OSError:
-            return False
-
-
-def _look(path: str | Path) -> tuple[int, tuple[int, int, int]]:
-    status = Path(path).stat()
-    return status.st_size, (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-
-
-class CaseHeader(Value):
+class CaseHeader(Header):
     """What a cached case says of itself.
 
     Attributes:
         spacing_mm: Voxel size in network axis order.
-        sources: The files it was made from, images first.
     """
 
+    KIND: ClassVar[str] = "cached case"
+    VERSION: ClassVar[int] = STORE_VERSION
+
     version: int = STORE_VERSION
-    id: str
     spacing_mm: tuple[float, float, float]
-    sources: tuple[Source, ...]
 
 
 class StoredCase:
@@ -104,7 +58,7 @@ class StoredCase:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file, header = _open(path)
+        self._file, header = open_cached(path, CaseHeader)
         self.id = header.id
         self.spacing_mm = header.spacing_mm
         names = [name for name in self._file.keys() if name.startswith(_FOREGROUND)]  # noqa: SIM118
@@ -116,7 +70,7 @@ class StoredCase:
                 index: self._file.get_tensor(f"{_FOREGROUND}{index}") for index in classes
             }
         except SafetensorError as problem:
-            raise _unreadable(path, problem) from None
+            raise unreadable(path, CaseHeader, problem) from None
         channels, depth, height, width = self._image.get_shape()
         self.channels = int(channels)
         self.shape = (int(depth), int(height), int(width))
@@ -138,7 +92,7 @@ class StoredCase:
         try:
             return self._image[(slice(None), *box)], self._labels[box]
         except SafetensorError as problem:
-            raise _unreadable(self._path, problem) from None
+            raise unreadable(self._path, CaseHeader, problem) from None
 
 
 class CaseStore:
@@ -157,8 +111,8 @@ class CaseStore:
 
     def ids(self) -> tuple[str, ...]:
         """Ids of all whole cases, sorted."""
-        paths = self.folder.glob(f"*{_ENDING}")
-        return tuple(sorted(unquote(path.name.removesuffix(_ENDING)) for path in paths if path.name[0] != "."))
+        paths = self.folder.glob(f"*{ENDING}")
+        return tuple(sorted(unquote(path.name.removesuffix(ENDING)) for path in paths if path.name[0] != "."))
 
     def write(
         self,
@@ -187,14 +141,13 @@ class CaseStore:
         if image.ndim != 4 or image.shape[1:] != labels.shape:
             raise ValueError(f"image {image.shape} and labels {labels.shape} of case {case_id!r} do not agree")
         tensors: dict[str, NDArray[Any]] = {
-            "image": np.ascontiguousarray(image, np.float32),
-            "labels": np.ascontiguousarray(labels, np.int16),
+            "image": np.asarray(image, np.float32),
+            "labels": np.asarray(labels, np.int16),
         }
         for index, positions in foreground.items():
-            tensors[f"{_FOREGROUND}{index}"] = np.ascontiguousarray(positions, np.int32)
+            tensors[f"{_FOREGROUND}{index}"] = np.asarray(positions, np.int32)
         header = CaseHeader(id=case_id, spacing_mm=spacing_mm, sources=tuple(sources))
-        with atomic_path(self.path(case_id)) as temporary:
-            save_file(tensors, temporary, metadata={_HEADER_KEY: header.model_dump_json()})
+        save_cached(self.path(case_id), tensors, header)
 
     def is_current(self, case_id: str, files: Sequence[str | Path]) -> bool:
         """Whether the case is there and was made from these very files as they are now.
@@ -204,12 +157,10 @@ class CaseStore:
             files: Images and labels, in the order they were written with.
         """
         try:
-            _, header = _open(self.path(case_id))
+            _, header = open_cached(self.path(case_id), CaseHeader)
         except DatasetError:
             return False
-        if header.id != case_id or len(header.sources) != len(files):
-            return False
-        return all(source.is_current(file) for source, file in zip(header.sources, files, strict=True))
+        return header.is_current(case_id, files)
 
     def open(self, case_id: str) -> StoredCase:
         """The case, for reading.
@@ -218,34 +169,6 @@ class CaseStore:
             DatasetError: It is not there, or is not a cached case of this version.
         """
         return StoredCase(self.path(case_id))
-
-
-def case_file(folder: Path, case_id: str) -> Path:
-    """The file of a case in a folder of cached ones; characters that no file name may have are quoted."""
-    name = quote(case_id, safe=" ")
-    # Names that begin with a dot are those of files being written.
-    return folder / (name.replace(".", "%2E", 1) + _ENDING if name.startswith(".") else name + _ENDING)
-
-
-def _unreadable(path: Path, problem: Exception) -> DatasetError:
-    return DatasetError(
-        f"the cached case {path} cannot be read: {problem}",
-        hint="Delete this file from the cache and run `autoseg train` again: it is made anew.",
-    )
-
-
-def _open(path: Path) -> tuple[Any, CaseHeader]:
-    """The mapped file and its header."""
-    try:
-        # safetensors refuses a file that is shorter or longer than its header says.
-        file: Any = safe_open(path, framework="numpy")
-        text = (file.metadata() or {}).get(_HEADER_KEY, "")
-    except (OSError, SafetensorError) as problem:
-        raise _unreadable(path, problem) from None
-    header = CaseHeader.from_json(text, path, DatasetError)
-    if header.version != STORE_VERSION:
-        raise DatasetError(f"the cached case {path} has version {header.version}, this is version {STORE_VERSION}")
-    return file, header
 
 
 def foreground_locations(

@@ -11,9 +11,10 @@ from autoseg.domain.dataset import Case, LabelSchema
 from autoseg.domain.plan import PreprocessPlan
 from autoseg.domain.values import digest_of
 from autoseg.errors import DatasetError
+from autoseg.io.cached import Source
 from autoseg.io.files import Lock
 from autoseg.io.images import read_case, read_labels
-from autoseg.io.store import STORE_VERSION, CaseStore, Source, foreground_locations
+from autoseg.io.store import STORE_VERSION, CaseStore, foreground_locations
 from autoseg.preprocessing.transform import PREPROCESSING_VERSION, apply
 
 _LOCATIONS_SEED = 0

@@ -16,10 +16,10 @@ from torch import Tensor
 from autoseg.domain.dataset import Case, LabelSchema
 from autoseg.domain.plan import PreprocessPlan
 from autoseg.errors import DatasetError
+from autoseg.io.cached import Source
 from autoseg.io.files import Lock
 from autoseg.io.images import read_case, read_labels
 from autoseg.io.maps import IndexMap, MapStore
-from autoseg.io.store import Source
 from autoseg.preprocessing.transform import Trail, prepare_labels, trace
 
 

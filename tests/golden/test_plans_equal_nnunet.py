@@ -10,8 +10,9 @@ import pytest
 from planning_cases import GOLDEN, load_golden, plan_of
 
 from autoseg.domain.dataset import Channel, LabelClass, LabelSchema
-from autoseg.domain.plan import Configuration, Plan
+from autoseg.domain.plan import Plan
 from autoseg.planning.importing import import_fingerprint
+from scripts.nnunet_bank import as_nnunet
 
 NAMES = (
     "hippocampus",
@@ -24,13 +25,6 @@ NAMES = (
     "nuclei",
     "axon_sem",
 )
-SCHEMES = {
-    "zscore": "ZScoreNormalization",
-    "ct": "CTNormalization",
-    "none": "NoNormalization",
-    "rescale": "RescaleTo01Normalization",
-    "rgb": "RGBTo01Normalization",
-}
 
 
 def plan_golden(golden: dict[str, Any], folder: Path, preset: str, **replaced: Any) -> Plan:
@@ -44,22 +38,12 @@ def plan_golden(golden: dict[str, Any], folder: Path, preset: str, **replaced: A
     return plan_of(fingerprint, preset, labels=labels)
 
 
-def as_nnunet(configuration: Configuration) -> dict[str, Any]:
-    """The fields of a golden configuration, from ours."""
-    preprocess, network, training = configuration.preprocess, configuration.network, configuration.training
-    return {
-        "spacing": list(preprocess.target_spacing),
-        "patch_size": list(network.patch_size),
-        "batch_size": training.batch_size,
-        "batch_dice": training.batch_dice,
-        "n_stages": network.num_stages,
-        "features_per_stage": list(network.features_per_stage),
-        "kernel_sizes": [list(row) for row in network.kernel_sizes],
-        "strides": [list(row) for row in network.strides],
-        "n_conv_per_stage": list(network.blocks_per_stage_encoder),
-        "n_conv_per_stage_decoder": list(network.blocks_per_stage_decoder),
-        "normalization_schemes": [SCHEMES[item.scheme] for item in preprocess.normalization],
-        "use_mask_for_norm": [item.use_mask for item in preprocess.normalization],
+def in_terms_of_the_bank(expected: dict[str, Any]) -> dict[str, Any]:
+    """A golden configuration with the keys of `as_nnunet`."""
+    return expected | {
+        "network": "PlainConvUNet",
+        "blocks_encoder": expected["n_conv_per_stage"],
+        "blocks_decoder": expected["n_conv_per_stage_decoder"],
     }
 
 
@@ -76,8 +60,8 @@ def test_plan_equals_nnunets(name: str, preset: str, tmp_path: Path) -> None:
     planned = set(expected["configurations"])
     assert set(plan.configurations) == {item.replace("3d_cascade_fullres", "3d_cascade") for item in planned}
     for item in planned - {"3d_cascade_fullres"}:
-        ours = as_nnunet(plan.configurations[item])
-        assert ours == {key: expected[item][key] for key in ours}
+        ours, wanted = as_nnunet(plan.configurations[item]), in_terms_of_the_bank(expected[item])
+        assert ours == {key: wanted[key] for key in ours}
         order = plan.configurations[item].preprocess.axis_order
         assert [2 - axis for axis in order] == expected["transpose_forward"]
 

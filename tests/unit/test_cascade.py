@@ -18,9 +18,9 @@ from autoseg.domain.dataset import Case, LabelClass, LabelSchema
 from autoseg.domain.geometry import Geometry, Volume
 from autoseg.domain.plan import AugmentationPlan, ChannelNormalization, PreprocessPlan
 from autoseg.errors import DatasetError
+from autoseg.io.cached import Source
 from autoseg.io.images import write_image, write_labels
 from autoseg.io.maps import MapStore, OutOfFoldMaps
-from autoseg.io.store import Source
 from autoseg.preprocessing.previous import one_hot, prepare_previous, previous_map
 from autoseg.preprocessing.transform import apply, trace
 from autoseg.training import cascade

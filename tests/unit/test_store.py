@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from autoseg.errors import DatasetError
+from autoseg.io import cached
 from autoseg.io import store as store_module
-from autoseg.io.store import CaseStore, Source, foreground_locations
+from autoseg.io.cached import Source
+from autoseg.io.store import CaseHeader, CaseStore, foreground_locations
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_unchanged_files_are_not_hashed(
     def fail(path: Path) -> str:
         raise AssertionError(f"{path} was hashed")
 
-    monkeypatch.setattr(store_module, "file_digest", fail)
+    monkeypatch.setattr(cached, "file_digest", fail)
     assert store.is_current("a", [source])
 
 
@@ -146,9 +148,9 @@ def test_broken_foreign_and_old_files_are_not_current_and_say_so(
         assert not store.is_current("a", [])
         with pytest.raises(DatasetError, match="cached case"):
             store.open("a")
-    store_module.save_file({"image": arrays[0]}, store.path("a"))
+    cached.save_file({"image": arrays[0]}, store.path("a"))
     assert not store.is_current("a", [])
-    monkeypatch.setattr(store_module, "STORE_VERSION", 2)
+    monkeypatch.setattr(CaseHeader, "VERSION", 2)
     store.path("a").write_bytes(whole)
     assert not store.is_current("a", [])
 
@@ -168,8 +170,8 @@ def test_a_file_that_is_damaged_inside_is_named_with_what_to_do(
     with pytest.raises(DatasetError, match=r"a\.safetensors cannot be read: InvalidOffset") as refused:
         case.read((0, 0, 0), case.shape)
     assert "Delete this file from the cache" in refused.value.hint
-    whole = store_module.save_file
-    monkeypatch.setattr(store_module, "save_file", lambda tensors, *rest, **more: whole({}, *rest, **more))
+    whole = cached.save_file
+    monkeypatch.setattr(cached, "save_file", lambda tensors, *rest, **more: whole({}, *rest, **more))
     write(store, "b", arrays)
     with pytest.raises(DatasetError, match=r"b\.safetensors cannot be read"):
         store.open("b")
@@ -186,7 +188,7 @@ def test_a_failed_write_leaves_the_old_case_and_no_rest(
         Path(path).write_bytes(before[:20])
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(store_module, "save_file", half)
+    monkeypatch.setattr(cached, "save_file", half)
     with pytest.raises(OSError, match="No space"):
         write(store, "a", arrays)
     assert store.path("a").read_bytes() == before
