@@ -14,23 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
+
+from bench_lines import autoseg, markdown
 
 from autoseg.io.run_folder import RunFolder
 
 LOWRES, CASCADE, FULLRES = "3d_lowres", "3d_cascade", "3d_fullres"
-
-
-def autoseg(*words: str) -> float:
-    """Run one command of the command line; its seconds."""
-    print("$ autoseg", *words, flush=True)
-    started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "autoseg", *words], check=True)
-    return time.monotonic() - started
 
 
 def outcome(run: RunFolder, configuration: str, fold: int) -> dict[str, Any]:
@@ -57,18 +49,18 @@ def outcome(run: RunFolder, configuration: str, fold: int) -> dict[str, Any]:
 def table(results: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
     names = list(results[0]["dice_by_class"])
-    lines = [
-        "| configuration, fold | time | spacing (mm) | steps (s each) | Dice | " + " | ".join(names) + " |",
-        "|---" * (5 + len(names)) + "|",
+    rows = [
+        [
+            f"{item['configuration']}, {item['fold']}",
+            f"{item['time_budget_s'] / 60:g} min",
+            " × ".join(f"{value:.2f}" for value in item["spacing_mm"]),
+            f"{item['num_steps']} ({item['seconds_per_step']:.2f})",
+            f"{item['dice']:.3f}",
+            *(f"{item['dice_by_class'][name]:.3f}" for name in names),
+        ]
+        for item in results
     ]
-    for item in results:
-        spacing = " × ".join(f"{value:.2f}" for value in item["spacing_mm"])
-        classes = " | ".join(f"{item['dice_by_class'][name]:.3f}" for name in names)
-        lines.append(
-            f"| {item['configuration']}, {item['fold']} | {item['time_budget_s'] / 60:g} min | {spacing} "
-            f"| {item['num_steps']} ({item['seconds_per_step']:.2f}) | {item['dice']:.3f} | {classes} |"
-        )
-    return "\n".join(lines)
+    return markdown(["configuration, fold", "time", "spacing (mm)", "steps (s each)", "Dice", *names], rows)
 
 
 def main() -> None:

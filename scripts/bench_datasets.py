@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import torch
+from bench_lines import autoseg, markdown
 from numpy.typing import NDArray
 from skimage.filters import threshold_multiotsu
 from skimage.transform import resize
@@ -42,13 +41,6 @@ SLOW_STEP_S = 5.0
 SMALL_BUDGET = "1GB"
 TIMED_STEPS = 3
 LISTED_CLASSES = 3
-
-
-def autoseg(*words: str) -> None:
-    """Run one command of the command line; stop when it fails."""
-    command = [sys.executable, "-m", "autoseg", *words]
-    print("$ autoseg", *words, flush=True)
-    subprocess.run(command, check=True)
 
 
 def load(case: Case, dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
@@ -190,25 +182,26 @@ def missing_classes(evaluation: dict) -> list[str]:  # type: ignore[type-arg]
 
 def table(results: list[dict[str, object]]) -> str:
     """The results as Markdown."""
-    lines = [
-        "| set, time | configuration, memory | patch, batch | steps (s each) | cases (train / scored) | Dice "
-        "| baseline | never predicted |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["set, time", "configuration, memory", "patch, batch", "steps (s each)", "cases (train / scored)"]
+    rows = []
     for item in results:
-        patch = "×".join(map(str, item["patch_size"]))  # type: ignore[call-overload]
-        steps = f"{item['num_steps']} ({item['seconds_per_step']:.2f})"
-        cases = f"{item['num_training']} / {item['num_validation']}"
         names: list[str] = item["missing_classes"]  # type: ignore[assignment]
         missing = ", ".join(names[:LISTED_CLASSES]) or "-"
         if len(names) > LISTED_CLASSES:
             missing += f" and {len(names) - LISTED_CLASSES} others"
-        lines.append(
-            f"| {item['set']} fold {item.get('fold', 0)}, {item['time_budget']} "
-            f"| {item['configuration']}, {item['vram']} | {patch}, {item['batch_size']} | {steps} "
-            f"| {cases} | {item['dice']:.3f} | {item['baseline']:.3f} | {missing} |"
+        rows.append(
+            [
+                f"{item['set']} fold {item.get('fold', 0)}, {item['time_budget']}",
+                f"{item['configuration']}, {item['vram']}",
+                f"{'×'.join(map(str, item['patch_size']))}, {item['batch_size']}",  # type: ignore[call-overload]
+                f"{item['num_steps']} ({item['seconds_per_step']:.2f})",
+                f"{item['num_training']} / {item['num_validation']}",
+                f"{item['dice']:.3f}",
+                f"{item['baseline']:.3f}",
+                missing,
+            ]
         )
-    return "\n".join(lines)
+    return markdown([*header, "Dice", "baseline", "never predicted"], rows)
 
 
 def main() -> None:
