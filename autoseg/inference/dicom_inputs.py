@@ -1,0 +1,90 @@
+"""DICOM series as cases: which path stands for each series of a folder, and what its case is called."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+from autoseg.io.dicom import Found, find_series
+from autoseg.io.dicom_stack import Series, parts_in_words, parts_of
+
+log = logging.getLogger("autoseg")
+
+_NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
+
+
+def name_series(path: Path) -> dict[Path, str]:
+    """The paths of the series below a folder, or of a file's series, each with the name of its case.
+
+    A folder that holds one series is named by itself. Of a folder that holds several, a series that is alone in a
+    subfolder is that subfolder, named by the way to it; one that shares its folder is its first file, named by its
+    description. There a series of several volumes is left out with a warning: its first file would stand for one.
+
+    Args:
+        path: A folder, or a DICOM file.
+
+    Returns:
+        None when there are no series.
+
+    Raises:
+        OSError: The path is not there.
+    """
+    path = path.absolute()
+    found = find_series(path)
+    if path.is_file():
+        return {path: _name_of_file(path, found)}
+    if len(found.series) == 1:
+        return {path: path.resolve().name}
+    named: dict[Path, str] = {}
+    for series in found.series:
+        home = series.first.path.parent
+        if home != path and _is_alone_below(home, series, found):
+            named[home] = "_".join(home.relative_to(path).parts)
+            continue
+        parts = parts_of(series.frames)
+        if parts:
+            log.warning(
+                "%s: left out the series %r of %d volumes: %s. Name a file of the one to segment.",
+                home,
+                series.name,
+                len(parts),
+                parts_in_words(parts),
+            )
+            continue
+        named[series.first.path] = _plain(series.name)
+    return _told_apart(named)
+
+
+def _is_alone_below(home: Path, series: Series, found: Found) -> bool:
+    """Whether reading the folder gives this series and no other."""
+    if any(not frame.path.is_relative_to(home) for frame in series.frames):
+        return False
+    return not any(
+        frame.path.is_relative_to(home) for other in found.series if other is not series for frame in other.frames
+    )
+
+
+def _name_of_file(path: Path, found: Found) -> str:
+    """The name of the case a file stands for: the folder's when its series is alone there, else the series' own."""
+    series = next((item for item in found.series if any(frame.path == path for frame in item.frames)), None)
+    if series is None:
+        return path.stem
+    name = path.resolve().parent.name if len(found.series) == 1 else _plain(series.name)
+    chosen = [part for part in parts_of(series.frames) if any(frame.path == path for frame in part.frames)]
+    return f"{name}_{_plain(chosen[0].name)}" if len(chosen) == 1 else name
+
+
+def _plain(text: str) -> str:
+    """Text that may be part of a file's name: "b = 800" gives "b_800"."""
+    return _NOT_IN_NAMES.sub("_", text.replace(" = ", "_")).strip("_.") or "series"
+
+
+def _told_apart(named: dict[Path, str]) -> dict[Path, str]:
+    """Equal names get a number, in the order of the series."""
+    counts: dict[str, int] = {}
+    apart: dict[Path, str] = {}
+    for path, name in named.items():
+        counts[name] = counts.get(name, 0) + 1
+        apart[path] = name if counts[name] == 1 else f"{name}_{counts[name]}"
+    return apart
