@@ -73,6 +73,9 @@ _CLASSES_SET_APART = {
 }
 """Source: DICOM PS3.4, annex B.5 (and I.4 for the table of contents)."""
 
+_SLICE_MODALITIES = ("CT", "MR", "PT", "NM")
+"""Their images lie somewhere in the patient; others may be projections, without a position."""
+
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _LOCALIZER = "LOCALIZER"
 
@@ -183,8 +186,10 @@ def _kind_set_apart(dataset: Dataset) -> str:
         return _CLASSES_SET_APART[sop_class]
     if modality in _NOT_IMAGES:
         return _NOT_IMAGES[modality]
-    if dataset.get("Rows") is None and modality in ("", "OT", "PLAN"):
-        return "object without pixels"
+    if dataset.get("Rows") is None:
+        name = UID(sop_class).name
+        # A file whose class says nothing may be a slice that was cut short, and must not vanish without a word.
+        return "object without pixels" if name != sop_class and "Image" not in name else ""
     image_type = [str(item).upper() for item in _sequence(dataset.get("ImageType"))]
     if _LOCALIZER in image_type:
         return "localizer"
@@ -225,6 +230,7 @@ def _frame(path: Path, number: int, dataset: Dataset, find: _Places, num_frames:
         spacing = _vector(find, "ImagerPixelSpacing", 2, problems)
     if spacing is not None and min(spacing) <= 0:
         problems.append(f"PixelSpacing must be above 0, got {_listed(spacing)}")
+    problems += _missing_places(position, directions, spacing, _text(dataset.get("Modality")))
     if find("ModalityLUTSequence"):
         problems.append("its values go through a look-up table (ModalityLUTSequence), which is not supported")
     pixels = _pixel_format(dataset, num_frames, problems)
@@ -254,6 +260,14 @@ def _frame(path: Path, number: int, dataset: Dataset, find: _Places, num_frames:
         traits=read_traits(find, dataset),
         problem=problems[0] if problems else "",
     )
+
+
+def _missing_places(position: Any, directions: Any, spacing: Any, modality: str) -> list[str]:
+    """What a slice lacks to have a place in the patient; nothing for projections, which have none."""
+    if position is None and directions is None and modality not in _SLICE_MODALITIES:
+        return []
+    places = {"ImagePositionPatient": position, "ImageOrientationPatient": directions, "PixelSpacing": spacing}
+    return [f"{keyword} is missing" for keyword, value in places.items() if value is None]
 
 
 def _pixel_format(dataset: Dataset, num_frames: int, problems: list[str]) -> PixelFormat:
@@ -323,5 +337,6 @@ def _text(value: Any) -> str:
 
 def syntax_name(syntax: str) -> str:
     """A transfer syntax in words, with its number."""
-    name = UID(syntax).name
+    with quiet():
+        name = UID(syntax).name
     return syntax if name == syntax else f"{name} ({syntax})"

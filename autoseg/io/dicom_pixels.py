@@ -83,7 +83,7 @@ def require_pixels(frames: Sequence[Frame]) -> None:
     """
     for frame in {frame.path: frame for frame in frames}.values():
         promised = frame.pixels.frame_bytes * frame.pixels.num_frames
-        if UID(frame.pixels.syntax) in _NATIVE[:3]:
+        if frame.pixels.syntax in _NATIVE[:3]:
             require_room(frame.path, promised, compressed=False)
         elif promised > max(_PACKED_LIMIT_BYTES, frame.path.stat().st_size * DEFLATE_MAX_RATIO):
             require_room(frame.path, promised, compressed=True)
@@ -138,7 +138,7 @@ def _values(frame: Frame, dataset: Dataset) -> NDArray[Any]:
 
 
 def _open(frame: Frame) -> Dataset:
-    is_in_memory = UID(frame.pixels.syntax) == DeflatedExplicitVRLittleEndian  # it is inflated as a whole
+    is_in_memory = frame.pixels.syntax == DeflatedExplicitVRLittleEndian  # it is inflated as a whole
     try:
         with quiet():
             return pydicom.dcmread(
@@ -150,7 +150,7 @@ def _open(frame: Frame) -> Dataset:
 
 def _unpacked(frame: Frame, dataset: Dataset) -> NDArray[Any] | None:
     """Stored numbers of a frame (rows, columns); None when pydicom has nothing that unpacks them."""
-    if UID(frame.pixels.syntax) in _NATIVE:
+    if frame.pixels.syntax in _NATIVE:
         return _native(frame, dataset)
     try:
         with quiet():
@@ -176,7 +176,7 @@ def _native(frame: Frame, dataset: Dataset) -> NDArray[Any]:
     element: Any = dataset.get_item(_PIXEL_DATA, keep_deferred=True) if _PIXEL_DATA in dataset else None
     if element is None:
         raise broken(frame.path, "the file holds no pixels, it is truncated")
-    if UID(pixels.syntax) == DeflatedExplicitVRLittleEndian:
+    if pixels.syntax == DeflatedExplicitVRLittleEndian:
         data = bytes(element.value)[frame.number * size : (frame.number + 1) * size]
     else:
         with frame.path.open("rb") as stream:
@@ -185,7 +185,7 @@ def _native(frame: Frame, dataset: Dataset) -> NDArray[Any]:
     if len(data) < size:
         of = "" if pixels.num_frames == 1 else f" of frame {frame.number + 1}"
         raise broken(frame.path, f"the file is truncated: it holds {len(data):,} of {size:,} bytes of pixels{of}")
-    order = ">" if UID(pixels.syntax) == ExplicitVRBigEndian else "<"
+    order = ">" if pixels.syntax == ExplicitVRBigEndian else "<"
     unsigned = np.frombuffer(data, np.dtype(f"{order}u{pixels.bits_allocated // 8}"))
     unsigned = unsigned.astype(unsigned.dtype.newbyteorder("="), copy=False)
     return _without_unused_bits(unsigned, frame).reshape(pixels.rows, pixels.columns)
