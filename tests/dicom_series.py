@@ -43,9 +43,7 @@ def base(array: NDArray[Any], instance: str, series: str, *, is_little: bool = T
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MR, instance
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    out = FileDataset(
-        "", {}, file_meta=meta, preamble=b"\0" * 128, is_implicit_VR=False, is_little_endian=is_little
-    )
+    out = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128, is_implicit_VR=False, is_little_endian=is_little)
     out.SOPClassUID, out.SOPInstanceUID, out.Modality = MR, instance, "MR"
     out.StudyInstanceUID, out.SeriesInstanceUID = uid("study"), uid(series)
     out.FrameOfReferenceUID = uid("frame")

@@ -21,7 +21,7 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="INPUT...",
-            help="Images, folders, DICOM series (their folder, or a file); X_0000.ext ... X_000C.ext are channels of X.",
+            help="Images, folders, DICOM series (their folder, or a file); X_0000.ext ... X_000C.ext: channels of X.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Folder for the label maps.", show_default=False)],

@@ -29,7 +29,7 @@ __all__ = ["DICOM_ENDINGS", "Found", "find_series", "is_dicom", "read_dicom", "r
 log = logging.getLogger("autoseg")
 
 _REMEMBERED_FOLDERS = 8
-"""Headers of the last folders are kept: a case is looked at when it is found, when it is read and when it is written."""
+"""Headers of the last folders are kept: a case is looked at when it is found, read and written."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

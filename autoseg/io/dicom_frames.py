@@ -13,6 +13,7 @@ from typing import Any
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from autoseg.io.dicom_files import quiet
@@ -36,13 +37,40 @@ DICOM_PROBLEMS = (
     zlib.error,
 )
 
-_TAGS: tuple[str, ...] = (
-    "SpecificCharacterSet SOPClassUID SOPInstanceUID ImageType Modality SeriesDescription SeriesNumber "
-    "StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID PatientID NumberOfFrames Rows Columns SamplesPerPixel "
-    "PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation PixelSpacing ImagerPixelSpacing "
-    "SliceThickness SpacingBetweenSlices ImagePositionPatient ImageOrientationPatient RescaleSlope RescaleIntercept "
-    "ModalityLUTSequence SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
-).split()  # type: ignore[assignment]
+_KEYWORDS = (
+    "SpecificCharacterSet",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "ImageType",
+    "Modality",
+    "SeriesDescription",
+    "SeriesNumber",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+)
+
+_TAGS = [*map(Tag, _KEYWORDS), *map(Tag, TRAIT_TAGS)]
 
 _DEFER_BYTES = 1 << 24
 """Longer values of a header are passed over until they are asked for: a false length must not cost memory."""
@@ -115,7 +143,6 @@ class Frame:
         modality: "CT", "MR", ...
         study_uid: "" when removed.
         frame_of_reference: "" when removed.
-        patient_id: "" when removed.
         position: Centre of the first pixel in millimetres, LPS; None for projections and the like.
         row: Direction in which the column number grows, LPS.
         column: Direction in which the row number grows, LPS.
@@ -137,7 +164,6 @@ class Frame:
     modality: str
     study_uid: str
     frame_of_reference: str
-    patient_id: str
     position: tuple[float, float, float] | None
     row: tuple[float, float, float] | None
     column: tuple[float, float, float] | None
@@ -172,9 +198,7 @@ def read_frames(path: Path) -> tuple[Frame, ...] | str:
         DICOM_PROBLEMS: The header is broken.
     """
     with quiet():
-        dataset = pydicom.dcmread(
-            path, defer_size=_DEFER_BYTES, stop_before_pixels=True, specific_tags=[*_TAGS, *TRAIT_TAGS]
-        )
+        dataset = pydicom.dcmread(path, defer_size=_DEFER_BYTES, stop_before_pixels=True, specific_tags=_TAGS)
         kind = _kind_set_apart(dataset)
         return kind or _frames(path, dataset)
 
@@ -248,7 +272,6 @@ def _frame(path: Path, number: int, dataset: Dataset, find: _Places, num_frames:
         modality=_text(dataset.get("Modality")),
         study_uid=_text(dataset.get("StudyInstanceUID")),
         frame_of_reference=_text(dataset.get("FrameOfReferenceUID")),
-        patient_id=_text(dataset.get("PatientID")),
         position=None if position is None else (position[0], position[1], position[2]),
         row=None if directions is None else (directions[0], directions[1], directions[2]),
         column=None if directions is None else (directions[3], directions[4], directions[5]),

@@ -13,8 +13,15 @@ import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import get_decoder
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.tag import Tag
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from autoseg.errors import DatasetError
 from autoseg.io.content import DEFLATE_MAX_RATIO, broken, require_room
@@ -22,7 +29,7 @@ from autoseg.io.dicom_files import quiet
 from autoseg.io.dicom_frames import DICOM_PROBLEMS, Frame, syntax_name
 
 _PIXEL_DATA = 0x7FE00010
-_PIXEL_TAGS: list[str | int] = [
+_PIXEL_KEYWORDS = (
     "PixelData",
     "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
@@ -36,7 +43,8 @@ _PIXEL_TAGS: list[str | int] = [
     "HighBit",
     "PixelRepresentation",
     "NumberOfFrames",
-]
+)
+_PIXEL_TAGS = [Tag(keyword) for keyword in _PIXEL_KEYWORDS]
 
 _DEFER_BYTES = 1 << 10
 """Values longer than this stay in the file, so that a false length costs no memory."""
@@ -60,7 +68,9 @@ def value_type(frames: Sequence[Frame]) -> np.dtype[Any]:
     if any(frame.slope != 1 or frame.intercept != int(frame.intercept) for frame in frames):
         return np.dtype(np.float32)
     stored = {_stored_type(frame) for frame in frames}
-    ranges = [(low + frame.intercept, high + frame.intercept) for frame in frames for low, high in [_stored_range(frame)]]
+    ranges = [
+        (low + frame.intercept, high + frame.intercept) for frame in frames for low, high in [_stored_range(frame)]
+    ]
     low, high = min(item[0] for item in ranges), max(item[1] for item in ranges)
     candidates = (stored.pop(), *_INTEGERS) if len(stored) == 1 else _INTEGERS
     return next(item for item in candidates if np.iinfo(item).min <= low and high <= np.iinfo(item).max)
@@ -188,16 +198,18 @@ def _native(frame: Frame, dataset: Dataset) -> NDArray[Any]:
     order = ">" if pixels.syntax == ExplicitVRBigEndian else "<"
     unsigned = np.frombuffer(data, np.dtype(f"{order}u{pixels.bits_allocated // 8}"))
     unsigned = unsigned.astype(unsigned.dtype.newbyteorder("="), copy=False)
-    return _without_unused_bits(unsigned, frame).reshape(pixels.rows, pixels.columns)
+    stored: NDArray[Any] = _without_unused_bits(unsigned, frame).reshape(pixels.rows, pixels.columns)
+    return stored
 
 
 def _without_unused_bits(unsigned: NDArray[Any], frame: Frame) -> NDArray[Any]:
     """The stored numbers: old files keep drawings in the bits beside them."""
     pixels, dtype = frame.pixels, _stored_type(frame)
     if pixels.bits_stored == pixels.bits_allocated:
-        return unsigned.view(dtype)
+        whole: NDArray[Any] = unsigned.view(dtype)
+        return whole
     shift = min(max(pixels.high_bit + 1 - pixels.bits_stored, 0), pixels.bits_allocated - pixels.bits_stored)
-    kept = (unsigned >> unsigned.dtype.type(shift)) & unsigned.dtype.type(2**pixels.bits_stored - 1)
+    kept: NDArray[Any] = (unsigned >> unsigned.dtype.type(shift)) & unsigned.dtype.type(2**pixels.bits_stored - 1)
     if not pixels.is_signed:
         return kept
     sign = dtype.type(2 ** (pixels.bits_stored - 1))

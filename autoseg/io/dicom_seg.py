@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.sr.codedict import Code
+from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from autoseg.domain.dataset import LabelSchema
@@ -133,7 +133,9 @@ def _source_images(stack: Stack) -> list[Dataset]:
     """
     first = stack.frames[0]
     if first.position is None:
-        raise DatasetError(f"{first.path}: a projection has no place in the patient, so no segmentation can refer to it")
+        raise DatasetError(
+            f"{first.path}: a projection has no place in the patient, so no segmentation can refer to it"
+        )
     if first.pixels.num_frames > 1:
         if {frame.path for frame in stack.frames} != {first.path} or len(stack.frames) != first.pixels.num_frames:
             raise DatasetError(
@@ -156,7 +158,7 @@ def _source_image(path: Path) -> Dataset:
     if missing:
         raise DatasetError(
             f"{path}: {', '.join(missing)} is missing or was removed, so no segmentation can refer to this image",
-            hint="Use the series as it came from the scanner or archive, or anonymise it with new UIDs, not empty ones.",
+            hint="Use the series as it came from the scanner or archive, or anonymise it with new UIDs, not empty.",
         )
     return dataset
 

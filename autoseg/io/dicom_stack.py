@@ -38,7 +38,9 @@ _SPACING_TOLERANCE = 1e-3
 _SHOWN = 6
 
 _GAP_HINT = "Fetch or export the series again, whole; autoseg never guesses slices."
-_SPLIT_HINT = "Name a file of the volume to use instead of its folder, or copy the volume's files into their own folder."
+_SPLIT_HINT = (
+    "Name a file of the volume to use instead of its folder, or copy the volume's files into their own folder."
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -339,7 +341,7 @@ def _require_even(ordered: Sequence[Frame], heights: NDArray[np.float64], where:
     multiples = np.rint(gaps / usual)
     if multiples.min() >= 1 and np.abs(gaps - multiples * usual).max() <= 2 * _tolerance_mm(usual):
         lost = int(multiples.sum()) - len(gaps)
-        holes = [_hole(ordered, gaps, index, usual) for index in np.flatnonzero(multiples > 1)]
+        holes = [_hole(ordered, gaps, index, usual) for index in np.flatnonzero(multiples > 1).tolist()]
         more = f" and at {len(holes) - _SHOWN} more places" if len(holes) > _SHOWN else ""
         raise DatasetError(
             f"{where}: {lost} slice{'s are' if lost > 1 else ' is'} missing: {'; '.join(holes[:_SHOWN])}{more}",
