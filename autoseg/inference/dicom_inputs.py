@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from autoseg.io.dicom import Found, find_series
@@ -15,25 +16,23 @@ _NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
 
 
 def name_series(path: Path) -> dict[Path, str]:
-    """The paths of the series below a folder, or of a file's series, each with the name of its case.
+    """The paths of the series below a folder, each with the name of its case.
 
     A folder that holds one series is named by itself. Of a folder that holds several, a series that is alone in a
     subfolder is that subfolder, named by the way to it; one that shares its folder is its first file, named by its
     description. There a series of several volumes is left out with a warning: its first file would stand for one.
 
     Args:
-        path: A folder, or a DICOM file.
+        path: A folder.
 
     Returns:
-        None when there are no series.
+        Nothing when there are no series.
 
     Raises:
-        OSError: The path is not there.
+        OSError: The folder is not there.
     """
     path = path.absolute()
     found = find_series(path)
-    if path.is_file():
-        return {path: _name_of_file(path, found)}
     if len(found.series) == 1:
         return {path: path.resolve().name}
     named: dict[Path, str] = {}
@@ -65,14 +64,30 @@ def _is_alone_below(home: Path, series: Series, found: Found) -> bool:
     )
 
 
-def _name_of_file(path: Path, found: Found) -> str:
-    """The name of the case a file stands for: the folder's when its series is alone there, else the series' own."""
-    series = next((item for item in found.series if any(frame.path == path for frame in item.frames)), None)
-    if series is None:
-        return path.stem
-    name = path.resolve().parent.name if len(found.series) == 1 else _plain(series.name)
-    chosen = [part for part in parts_of(series.frames) if any(frame.path == path for frame in part.frames)]
-    return f"{name}_{_plain(chosen[0].name)}" if len(chosen) == 1 else name
+def name_files(files: Sequence[Path]) -> dict[Path, str]:
+    """The first files of the volumes that files of one folder stand for, each with the name of its case.
+
+    All files of a volume stand for one case, named by the folder when its series is alone there, else by the series;
+    of several volumes of a series, the name ends in what tells them apart.
+
+    Raises:
+        OSError: A file is not there.
+    """
+    found = find_series(files[0])
+    home = files[0].resolve().parent.name
+    name_of: dict[Path, tuple[Path, str]] = {}
+    for series in found.series:
+        name = home if len(found.series) == 1 else _plain(series.name)
+        parts = parts_of(series.frames)
+        volumes = [(part.frames, f"{name}_{_plain(part.name)}") for part in parts]
+        num_files = sum(len({frame.path for frame in part.frames}) for part in parts)
+        if not parts or num_files > len({frame.path for frame in series.frames}):
+            volumes = [(series.frames, name)]  # a file with the frames of several volumes names none of them
+        for frames, full_name in volumes:
+            first = min(frame.path for frame in frames)
+            name_of |= {frame.path: (first, full_name) for frame in frames}
+    # A file of no series fails when it is read, with the reason.
+    return dict(name_of.get(file.absolute(), (file.absolute(), file.stem)) for file in files)
 
 
 def _plain(text: str) -> str:

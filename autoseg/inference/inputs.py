@@ -10,7 +10,7 @@ from pathlib import Path
 from autoseg.domain.dataset import Case
 from autoseg.domain.endings import PICTURE_ENDINGS, is_image_name, list_images, split_ending
 from autoseg.errors import AutosegError, ConfigError
-from autoseg.inference.dicom_inputs import name_series
+from autoseg.inference.dicom_inputs import name_files, name_series
 from autoseg.io.dicom import is_dicom
 from autoseg.io.images import read_header
 
@@ -87,11 +87,16 @@ def output_ending(case: Case) -> str:
 def _collect(inputs: Sequence[Path], num_channels: int) -> tuple[Files, list[str]]:
     files: Files = {}
     problems: list[str] = []
+    named_folders: set[Path] = set()  # all DICOM files of a folder are sorted into series at once
     for path in inputs:
         found = list_images(path) if path.is_dir() else (path,)
         if not path.exists():
             problems.append(f"{path} does not exist")
-        elif not found or (path.is_file() and is_dicom(path)):
+        elif path.is_file() and is_dicom(path):
+            if path.parent not in named_folders:
+                named_folders.add(path.parent)
+                files |= name_files([other for other in inputs if other.parent == path.parent and is_dicom(other)])
+        elif not found:
             files |= _named_series(path, num_channels, problems)
         elif path.is_file() and not is_image_name(path):
             problems.append(f"{path} is not an image of a supported format")
@@ -103,7 +108,7 @@ def _collect(inputs: Sequence[Path], num_channels: int) -> tuple[Files, list[str
 
 
 def _named_series(path: Path, num_channels: int, problems: list[str]) -> Files:
-    """The DICOM series of a folder or file; what channel each is must be said by names or by the order given."""
+    """The DICOM series of a folder; what channel each is must be said by names or by the order given."""
     named = name_series(path)
     if not named:
         problems.append(f"{path} holds no image files")

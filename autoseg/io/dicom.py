@@ -157,7 +157,10 @@ def _series_of_file(path: Path, found: Found) -> Series:
             raise broken(path, reason)
     for other, kind in found.set_apart:
         if other == file:
-            raise DatasetError(f"{path}: it is a DICOM {kind}, not an image to segment")
+            hint = "Convert a DICOM segmentation to NIfTI first, for example with dcmqi's segimage2itkimage."
+            raise DatasetError(
+                f"{path}: it is a DICOM {kind}, not an image to segment", hint=hint if kind == "segmentation" else ""
+            )
     return next(item for item in found.series if any(frame.path == file for frame in item.frames))
 
 

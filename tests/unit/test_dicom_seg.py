@@ -159,7 +159,7 @@ def test_folders_and_files_stand_for_series(tmp_path: Path) -> None:
     array = stored_numbers()
     files = write_series(tmp_path / "alone", array)
     assert named([tmp_path / "alone"]) == {"alone": [tmp_path / "alone"]}
-    assert named([files[1]]) == {"alone": [files[1]]}
+    assert named([files[1]]) == named(files) == {"alone": [min(files)]}
     (case,) = find_cases([files[1]], 1)
     assert output_ending(case) == ".nii.gz"
     write_series(tmp_path / "study" / "1" / "T2", array, series="T2")
@@ -187,9 +187,17 @@ def test_series_that_share_a_folder_are_named_by_their_description(
     assert sorted(found) == ["CT_thin_lung", "CT_thin_lung_2"]
     assert {file.name[0] for (file,) in found.values()} == {first[0].name[0], again[0].name[0]}
     assert "left out the series 'DWI' of 2 volumes: b = 0 (5 slices" in caplog.text
-    assert named([both[1][0]]) == {"DWI_b_800": [both[1][0]]}
-    volumes = find_cases([both[0][0], both[1][0]], 1)
-    assert [case.id for case in volumes] == ["DWI_b_0", "DWI_b_800"]
+    assert named([both[1][0]]) == {"DWI_b_800": [min(both[1])]}
+    assert named([*both[1], *both[0]]) == {"DWI_b_0": [min(both[0])], "DWI_b_800": [min(both[1])]}
+
+
+def test_a_file_with_several_volumes_stands_for_none_of_them(tmp_path: Path) -> None:
+    write_enhanced(tmp_path / "both" / "x.dcm", stored_numbers(), range(5), echoes=(10.0, 30.0))
+    for path in (tmp_path / "both", tmp_path / "both" / "x.dcm"):
+        (case,) = find_cases([path], 1)
+        assert case.id == "both"
+        with pytest.raises(DatasetError, match="it holds 2 volumes"):
+            read_case(case, 1)
 
 
 def test_channels_are_series_in_the_order_given_or_by_number(tmp_path: Path) -> None:

@@ -197,6 +197,8 @@ def test_what_is_not_supported_is_named(data_folder: Path, name: str, message: s
 
 def test_nothing_in_the_odd_files_gives_another_error(data_folder: Path) -> None:
     files = [item for name in ("robustness", "hippocampus_defects") for item in (data_folder / name).rglob("*")]
+    # Of a DICOM series any file stands for the whole: one is enough.
+    files = [item for item in files if item.parent.parent.name != "dicom" or item == min(item.parent.iterdir())]
     refused = 0
     for path in files:
         for read in (read_header, read_image, read_labels):
