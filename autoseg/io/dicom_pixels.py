@@ -4,6 +4,7 @@
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -21,6 +23,9 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    SecondaryCaptureImageStorage,
+    generate_uid,
 )
 
 from autoseg.errors import DatasetError
@@ -119,6 +124,7 @@ def read_values(frames: Sequence[Frame]) -> NDArray[Any]:
         if last is None or last[0] != frame.path:
             last = (frame.path, _open(frame))
         values = _values(frame, last[1])
+        _require_range(values, dtype, frame)
         if volume is None:  # only now is it known that the first file holds what it promises
             volume = np.empty((len(frames), pixels.rows, pixels.columns), dtype)
         volume[index] = values
@@ -129,9 +135,7 @@ def read_values(frames: Sequence[Frame]) -> NDArray[Any]:
 def _values(frame: Frame, dataset: Dataset) -> NDArray[Any]:
     """(rows, columns) values of a slice, float64 or integers."""
     stored = _unpacked(frame, dataset)
-    if stored is None:
-        values = _by_gdcm(frame)
-    elif frame.slope == 1 and frame.intercept == 0:
+    if frame.slope == 1 and frame.intercept == 0:
         values = stored
     elif frame.slope == 1 and frame.intercept == int(frame.intercept):
         values = stored.astype(np.int64) + int(frame.intercept)
@@ -147,6 +151,15 @@ def _values(frame: Frame, dataset: Dataset) -> NDArray[Any]:
     return values
 
 
+def _require_range(values: NDArray[Any], dtype: np.dtype[Any], frame: Frame) -> None:
+    """Packed numbers know their own size, which may be another than the header's."""
+    if dtype.kind == "f" or np.can_cast(values.dtype, dtype):
+        return
+    low, high = int(values.min()), int(values.max())
+    if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:
+        raise broken(frame.path, f"its values, {low} to {high}, do not fit into the bits that its header names")
+
+
 def _open(frame: Frame) -> Dataset:
     is_in_memory = frame.pixels.syntax == DeflatedExplicitVRLittleEndian  # it is inflated as a whole
     try:
@@ -158,27 +171,34 @@ def _open(frame: Frame) -> Dataset:
         raise broken(frame.path, f"the file cannot be read ({_one_line(problem)})") from None
 
 
-def _unpacked(frame: Frame, dataset: Dataset) -> NDArray[Any] | None:
-    """Stored numbers of a frame (rows, columns); None when pydicom has nothing that unpacks them."""
+def _unpacked(frame: Frame, dataset: Dataset) -> NDArray[Any]:
+    """Stored numbers of a frame (rows, columns)."""
     if frame.pixels.syntax in _NATIVE:
         return _native(frame, dataset)
     try:
         with quiet():
             decoder = get_decoder(UID(frame.pixels.syntax))
-            if not decoder.is_available:
-                return None
-            array, _ = decoder.as_array(dataset, index=frame.number, raw=True)
-    except NotImplementedError:
-        return None
+            array: NDArray[Any] = decoder.as_array(dataset, index=frame.number, raw=True)[0]
+            return array
     except DICOM_PROBLEMS as problem:
-        if _is_known_to_gdcm(frame):
-            return None
+        if not _is_known_to_pydicom(frame):
+            return _by_gdcm(frame, dataset)
         raise broken(
             frame.path,
             f"the pixels of frame {frame.number + 1} ({syntax_name(frame.pixels.syntax)}) cannot be unpacked "
             f"({_one_line(problem)})",
         ) from None
-    return array
+
+
+def _is_known_to_pydicom(frame: Frame) -> bool:
+    """Whether pydicom has a decoder for such pixels, so that its failure means damage; Pillow unpacks 8 bits only."""
+    if frame.pixels.syntax == JPEGExtended12Bit and frame.pixels.bits_stored > 8:
+        return False
+    try:
+        with quiet():
+            return get_decoder(UID(frame.pixels.syntax)).is_available
+    except NotImplementedError:
+        return False
 
 
 def _native(frame: Frame, dataset: Dataset) -> NDArray[Any]:
@@ -217,28 +237,43 @@ def _without_unused_bits(unsigned: NDArray[Any], frame: Frame) -> NDArray[Any]:
     return signed
 
 
-def _is_known_to_gdcm(frame: Frame) -> bool:
-    """Whether SimpleITK may be asked: it scales every frame of a file alike, so only for files of one."""
-    return frame.pixels.num_frames == 1
+def _by_gdcm(frame: Frame, dataset: Dataset) -> NDArray[Any]:
+    """Stored numbers of a frame by the decoders inside SimpleITK.
 
-
-def _by_gdcm(frame: Frame) -> NDArray[Any]:
-    """Values of a file of one frame by the decoders inside SimpleITK, which scale by themselves."""
-    reason = "SimpleITK unpacks only files of one frame"
-    if _is_known_to_gdcm(frame):
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO("GDCMImageIO")
-        reader.SetFileName(str(frame.path))
-        try:
+    They get a file of their own with this frame and how it is packed, nothing else: a false length elsewhere would cost
+    them any memory, and they would scale every frame of a file alike.
+    """
+    try:
+        with quiet(), tempfile.TemporaryDirectory() as folder:
+            packed = get_frame(dataset.PixelData, frame.number, number_of_frames=frame.pixels.num_frames)
+            _lone_file(frame, packed).save_as(Path(folder) / "frame.dcm", enforce_file_format=True)
+            reader = sitk.ImageFileReader()
+            reader.SetImageIO("GDCMImageIO")
+            reader.SetFileName(str(Path(folder) / "frame.dcm"))
             values: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
             return values.reshape(values.shape[-2:])
-        except (RuntimeError, ValueError) as problem:
-            reason = _one_line(problem)
-    raise DatasetError(
-        f"{frame.path}: its pixels, {syntax_name(frame.pixels.syntax)}, cannot be unpacked here ({reason})",
-        hint="Install more decoders (pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg), or decompress the "
-        "series first, for example with gdcmconv --raw or dcmdjpeg. If the file is damaged, fetch it again.",
-    )
+    except DICOM_PROBLEMS as problem:
+        raise DatasetError(
+            f"{frame.path}: its pixels, {syntax_name(frame.pixels.syntax)}, cannot be unpacked here "
+            f"({_one_line(problem)})",
+            hint="Install more decoders (pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg), or decompress "
+            "the series first, for example with gdcmconv --raw or dcmdjpeg. If the file is damaged, fetch it again.",
+        ) from None
+
+
+def _lone_file(frame: Frame, packed: bytes) -> FileDataset:
+    pixels = frame.pixels
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    meta.TransferSyntaxUID = UID(pixels.syntax)
+    lone = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    lone.SOPClassUID, lone.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    lone.Rows, lone.Columns, lone.SamplesPerPixel = pixels.rows, pixels.columns, pixels.samples
+    lone.BitsAllocated, lone.BitsStored, lone.HighBit = pixels.bits_allocated, pixels.bits_stored, pixels.high_bit
+    lone.PixelRepresentation, lone.PhotometricInterpretation = int(pixels.is_signed), pixels.photometric
+    lone.PixelData = encapsulate([packed])
+    lone["PixelData"].is_undefined_length = True
+    return lone
 
 
 def _one_line(problem: BaseException) -> str:

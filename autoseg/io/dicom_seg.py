@@ -157,7 +157,7 @@ def _source_image(path: Path) -> Dataset:
         raise broken(path, f"its header cannot be read ({problem})") from None
     if missing:
         raise DatasetError(
-            f"{path}: {', '.join(missing)} is missing or was removed, so no segmentation can refer to this image",
+            f"{path}: no segmentation can refer to this image, because it lacks {', '.join(missing)}",
             hint="Use the series as it came from the scanner or archive, or anonymise it with new UIDs, not empty.",
         )
     return dataset

@@ -21,7 +21,7 @@ from dicom_series import (
 from numpy.typing import NDArray
 from pydicom import dcmread, dcmwrite
 from pydicom.dataset import FileDataset
-from pydicom.uid import ExplicitVRBigEndian, JPEGLosslessSV1, RLELossless
+from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
 from autoseg.errors import DatasetError, GeometryError
 from autoseg.io.cached import Source
@@ -122,10 +122,7 @@ def test_bits_beside_the_stored_ones_do_not_count(tmp_path: Path, dtype: str) ->
 def test_big_endian_and_run_lengths_are_unpacked(tmp_path: Path) -> None:
     array = stored_numbers()
 
-    def pack(out: FileDataset, index: int) -> None:
-        out.compress(RLELossless)
-
-    write_series(tmp_path / "rle", array, change=pack)
+    write_series(tmp_path / "rle", array, change=lambda out, _: out.compress(RLELossless))
     np.testing.assert_array_equal(read_image(tmp_path / "rle").array[0], array)
 
     (file,) = write_series(tmp_path / "big", array[:, :, :1])
@@ -137,25 +134,44 @@ def test_big_endian_and_run_lengths_are_unpacked(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(file).array[0, :, :, 0], array[:, :, 0])
 
 
-def test_what_pydicom_cannot_unpack_simpleitk_may(tmp_path: Path) -> None:
+def pack(out: FileDataset, stored: NDArray[Any], folder: Path, compressor: str) -> None:
+    """Replace the pixels (columns, rows) of a file by packed ones; GDCM packs what pydicom cannot."""
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.SetFileName(str(folder / "packed.dcm"))
+    writer.SetUseCompression(True)
+    writer.SetCompressor(compressor)
+    writer.Execute(sitk.GetImageFromArray(np.ascontiguousarray(stored.T)[np.newaxis]))
+    packed = dcmread(folder / "packed.dcm")
+    out.file_meta.TransferSyntaxUID, out.PixelData = packed.file_meta.TransferSyntaxUID, packed.PixelData
+    out["PixelData"].is_undefined_length = True
+
+
+@pytest.mark.parametrize(("compressor", "syntax"), [("JPEG", JPEGLosslessSV1), ("JPEG2000", JPEG2000Lossless)])
+def test_packed_slices_are_unpacked(tmp_path: Path, compressor: str, syntax: str) -> None:
     """JPEG lossless, the most common packing of archives, needs a decoder that pydicom has not."""
-    array = stored_numbers()
+    array = stored_numbers((64, 64, 3))
 
-    def pack(out: FileDataset, index: int) -> None:
+    def change(out: FileDataset, index: int) -> None:
         out.RescaleSlope, out.RescaleIntercept = "1", "-1024"
-        writer = sitk.ImageFileWriter()
-        writer.SetImageIO("GDCMImageIO")
-        writer.SetFileName(str(tmp_path / "packed.dcm"))
-        writer.SetUseCompression(True)
-        writer.SetCompressor("JPEG")
-        writer.Execute(sitk.GetImageFromArray(np.ascontiguousarray(array[:, :, index].T)[np.newaxis]))
-        packed = dcmread(tmp_path / "packed.dcm")
-        assert packed.file_meta.TransferSyntaxUID == JPEGLosslessSV1
-        out.file_meta.TransferSyntaxUID, out.PixelData = JPEGLosslessSV1, packed.PixelData
-        out["PixelData"].is_undefined_length = True
+        pack(out, array[:, :, index], tmp_path, compressor)
+        assert out.file_meta.TransferSyntaxUID == syntax
 
-    write_series(tmp_path / "series", array, change=pack)
+    write_series(tmp_path / "series", array, change=change)
     np.testing.assert_array_equal(read_image(tmp_path / "series").array[0], array.astype(np.int32) - 1024)
+
+
+def test_packed_numbers_that_do_not_fit_their_header_are_refused(tmp_path: Path) -> None:
+    array = stored_numbers((64, 64, 3), "uint16")
+    array[2, 3, 1] = 65535
+
+    def lie(out: FileDataset, index: int) -> None:
+        out.RescaleSlope, out.RescaleIntercept, out.BitsStored, out.HighBit = "1", "-1024", 12, 11
+        pack(out, array[:, :, index], tmp_path, "JPEG2000")
+
+    write_series(tmp_path / "series", array, change=lie)
+    with pytest.raises(DatasetError, match=r"its values, -1024 to 64511, do not fit"):
+        read_image(tmp_path / "series")
 
 
 def test_a_packing_that_nothing_unpacks_is_named(tmp_path: Path) -> None:
