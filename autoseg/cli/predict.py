@@ -38,7 +38,7 @@ def predict(
     dicom_seg: Annotated[
         bool,
         typer.Option(
-            "--dicom-seg", help="Also write X.seg.dcm, a DICOM segmentation of the series (needs the extra [dicom])."
+            "--dicom-seg", help="Also write X.seg.dcm, a DICOM segmentation of the series (needs the extra dicom)."
         ),
     ] = False,
 ) -> None:
