@@ -39,6 +39,8 @@ def quiet() -> Iterator[None]:
 
 def has_mark(path: Path) -> bool:
     """Whether the file carries DICOM's mark; False when it cannot be read."""
+    if not path.is_file():  # opening a pipe would wait for ever
+        return False
     try:
         with path.open("rb") as stream:
             stream.seek(_MARK_AT)
@@ -53,7 +55,7 @@ def is_dicom(path: str | Path) -> bool:
     ending = split_ending(path)[1].lower()
     if ending in IMAGE_ENDINGS:
         return False
-    return path.is_dir() or ending in DICOM_ENDINGS or (path.is_file() and has_mark(path))
+    return path.is_dir() or ending in DICOM_ENDINGS or has_mark(path)
 
 
 @dataclass(frozen=True, slots=True)

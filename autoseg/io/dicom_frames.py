@@ -106,6 +106,8 @@ _SLICE_MODALITIES = ("CT", "MR", "PT", "NM")
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _LOCALIZER = "LOCALIZER"
+_MOSAIC = "MOSAIC"
+"""Siemens' way to keep a volume in one classic file. Source: Siemens' DICOM conformance statement for MR."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +216,14 @@ def _kind_set_apart(dataset: Dataset) -> str:
         name = UID(sop_class).name
         # A file whose class says nothing may be a slice that was cut short, and must not vanish without a word.
         return "object without pixels" if name != sop_class and "Image" not in name else ""
-    image_type = [str(item).upper() for item in _sequence(dataset.get("ImageType"))]
-    if _LOCALIZER in image_type:
+    if _LOCALIZER in _image_type(dataset):
         return "localizer"
     is_capture = sop_class == _SECONDARY_CAPTURE or sop_class.startswith(f"{_SECONDARY_CAPTURE}.")
     return "screen capture" if is_capture and dataset.get("ImagePositionPatient") is None else ""
+
+
+def _image_type(dataset: Dataset) -> list[str]:
+    return [str(item).upper() for item in _sequence(dataset.get("ImageType"))]
 
 
 def _frames(path: Path, dataset: Dataset) -> tuple[Frame, ...]:
@@ -255,6 +260,8 @@ def _frame(path: Path, number: int, dataset: Dataset, find: _Places, num_frames:
     if spacing is not None and min(spacing) <= 0:
         problems.append(f"PixelSpacing must be above 0, got {_listed(spacing)}")
     problems += _missing_places(position, directions, spacing, _text(dataset.get("Modality")))
+    if _MOSAIC in _image_type(dataset):
+        problems.append("it is a mosaic, many slices side by side in one picture; convert it, for example by dcm2niix")
     if find("ModalityLUTSequence"):
         problems.append("its values go through a look-up table (ModalityLUTSequence), which is not supported")
     pixels = _pixel_format(dataset, num_frames, problems)

@@ -1,5 +1,6 @@
 """DICOM series: right voxels at the right place, or a refusal that says why."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,7 @@ def test_strangers_are_set_apart(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "DICOMDIR").write_bytes(files[0].read_bytes())
     (tmp_path / ".hidden").write_bytes(files[0].read_bytes())
+    os.mkfifo(tmp_path / "pipe")  # nobody ever writes to it
 
     def localizer(out: FileDataset, _: int) -> None:
         out.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
@@ -254,7 +256,7 @@ def test_strangers_are_set_apart(tmp_path: Path) -> None:
     write_series(tmp_path, array[:, :, :1], series="seg", change=lambda out, _: setattr(out, "Modality", "SEG"))
     found = find_series(tmp_path)
     assert [item.name for item in found.series] == ["T1"]
-    assert found.set_apart_in_words == "2 localizer, 1 segmentation, 2 other files"
+    assert found.set_apart_in_words == "2 localizer, 1 segmentation, 3 other files"
     np.testing.assert_array_equal(read_image(tmp_path).array[0], array)
     with pytest.raises(DatasetError, match="it is a DICOM localizer, not an image to segment"):
         read_image(next((tmp_path / "scout").iterdir()))
@@ -430,6 +432,7 @@ REFUSED = {
     "one bit": ({"BitsAllocated": 1, "BitsStored": 1}, "pixels of 1 bits in 1 are not supported"),
     "no rows": ({"Rows": None}, "Rows is missing"),
     "many frames": ({"NumberOfFrames": 4}, "holds 4 frames and does not say where each of them lies"),
+    "mosaic": ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "it is a mosaic, many slices side by side"),
     "large": ({"Rows": 65535, "Columns": 65535}, "promises 8,589,672,450 bytes"),
 }
 
