@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from autoseg.domain.network_plan import NetworkPlan
+    from autoseg.io.dicom_stack import Series
 
 _NETWORK = "network"
 """Key of the summary of a network, which is shown as a table."""
@@ -32,7 +33,7 @@ def info(
     ] = None,
     json: options.Json = None,
 ) -> None:
-    """Versions and devices; or what a run, a model, an image is."""
+    """Versions and devices; or what a run, a model, an image, a folder of DICOM series is."""
     from autoseg.cli.output import emit_json, stdout
 
     facts = _facts(what)
@@ -63,6 +64,8 @@ def _facts(what: Path | None) -> dict[str, Any]:
     if is_trained(what):
         return _model_facts(what)
     run = RunFolder(what)
+    if not run.plan_file.is_file() and (facts := _dicom_facts(what)):
+        return facts
     plan = run.read_plan()
     return {
         "run": str(what),
@@ -95,6 +98,53 @@ def _image_facts(path: Path) -> dict[str, Any]:
         "orientation": orientation_code(affine),
         "degrees_off_axis": round(degrees_off_axis(affine), 2),
         "affine": affine.tolist(),
+    }
+
+
+def _dicom_facts(folder: Path) -> dict[str, Any]:
+    """The DICOM series of a folder: what each is, or why it is not read; empty when there is no DICOM at all."""
+    from autoseg.io.dicom import find_series
+
+    found = find_series(folder)
+    if not (found.series or found.set_apart or found.unreadable):
+        return {}
+    facts: dict[str, Any] = {"folder": str(folder)}
+    for number, series in enumerate(found.series, start=1):
+        facts[f"series {number}"] = _series_facts(series, folder)
+    if found.set_apart_in_words:
+        facts["not taken for images"] = found.set_apart_in_words
+    if found.unreadable:
+        facts["unreadable"] = {str(file.relative_to(folder.absolute())): reason for file, reason in found.unreadable}
+    return facts
+
+
+def _series_facts(series: Series, folder: Path) -> dict[str, Any]:
+    from autoseg.domain.geometry import degrees_off_axis, orientation_code
+    from autoseg.errors import AutosegError
+    from autoseg.io.dicom_stack import make_stack, parts_of
+
+    first = series.first
+    facts = {
+        "name": series.name,
+        "modality": first.modality,
+        "uid": first.series_uid,
+        "slices": len(series.frames),
+        "first_file": str(first.path.relative_to(folder.absolute())),
+    }
+    parts = parts_of(series.frames)
+    if parts:
+        files = {part.name: part.frames[0].path.name for part in parts}
+        return facts | {"volumes": files, "usable": "no: name one of these files to choose its volume"}
+    try:
+        geometry = make_stack(series.frames, folder).geometry
+    except AutosegError as problem:
+        return facts | {"usable": "no: " + problem.message.removeprefix(f"{folder}: ")}
+    return facts | {
+        "usable": "yes",
+        "shape": geometry.shape,
+        "spacing_mm": tuple(round(value, 6) for value in geometry.spacing_mm),
+        "orientation": orientation_code(geometry.affine),
+        "degrees_off_axis": round(degrees_off_axis(geometry.affine), 2),
     }
 
 

@@ -19,7 +19,10 @@ def predict(
     model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run folder, or one trained fold's folder.")],
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUT...", help="Images or folders; X_0000.ext ... X_000C.ext are channels of case X."),
+        typer.Argument(
+            metavar="INPUT...",
+            help="Images, folders, DICOM series (their folder, or a file); X_0000.ext ... X_000C.ext: channels of X.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Folder for the label maps.", show_default=False)],
     config: options.Config = None,
@@ -32,9 +35,16 @@ def predict(
     overlap: Annotated[float | None, typer.Option("--overlap", min=0.0, max=0.9, help="Of tiles. Default 0.5.")] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    dicom_seg: Annotated[
+        bool,
+        typer.Option(
+            "--dicom-seg", help="Also write X.seg.dcm, a DICOM segmentation of the series (needs the extra dicom)."
+        ),
+    ] = False,
 ) -> None:
     """Segment new images on their own grid; a failing image does not stop the others (exit 3 at the end)."""
     from autoseg.cli.output import TerminalProgress, stdout
+    from autoseg.io.dicom_seg import segmentation_path
     from autoseg.pipeline import prediction
 
     outcome = prediction.predict(
@@ -47,8 +57,11 @@ def predict(
         overlap=overlap,
         device=device,
         precision=precision,
+        dicom_seg=dicom_seg,
         progress=TerminalProgress(),
     )
     for path in outcome.written:
         stdout.print(str(path), markup=False, soft_wrap=True)
+        if dicom_seg:
+            stdout.print(str(segmentation_path(path)), markup=False, soft_wrap=True)
     outcome.raise_failures()

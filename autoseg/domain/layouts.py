@@ -354,7 +354,7 @@ def _is_whole(case: Case, num_channels: int, found: Findings) -> bool:
     if len(case.images) not in (1, num_channels):
         found.add("wrong-channels", f"{len(case.images)} image files for {num_channels} channels", case=case.id)
     for file in case.images:
-        if not Path(file).is_file():
+        if not Path(file).exists():  # a folder stands for a DICOM series
             found.add("missing-image", "the image file does not exist", case=case.id, file=file)
     if case.labels is not None and not Path(case.labels).is_file():
         found.add("missing-label", "the label file does not exist", case=case.id, file=case.labels)

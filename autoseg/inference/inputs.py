@@ -10,10 +10,15 @@ from pathlib import Path
 from autoseg.domain.dataset import Case
 from autoseg.domain.endings import PICTURE_ENDINGS, is_image_name, list_images, split_ending
 from autoseg.errors import AutosegError, ConfigError
+from autoseg.inference.dicom_inputs import name_files, name_series
+from autoseg.io.dicom import is_dicom
 from autoseg.io.images import read_header
 
 PICTURE_OUTPUT_ENDING = ".png"
 """Label maps of pictures: lossless, whatever the picture's format. Source: design, section 3."""
+
+DICOM_OUTPUT_ENDING = ".nii.gz"
+"""Label maps of DICOM series. Source: design, section 3."""
 
 _ALPHA_COMPONENTS = (2, 4)
 """Grey and alpha, colour and alpha: reading drops an alpha that says nothing."""
@@ -26,7 +31,8 @@ _HINT = (
 
 _CHANNEL_NAME = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
-Files = list[tuple[str, Path]]
+Files = dict[Path, str]
+"""Files, or DICOM series, with their names without ending, in the order given."""
 
 
 def find_cases(inputs: Sequence[Path], num_channels: int) -> tuple[Case, ...]:
@@ -38,8 +44,11 @@ def find_cases(inputs: Sequence[Path], num_channels: int) -> tuple[Case, ...]:
     channel each are the channels, in the order given, of one case named by the first. A file that cannot be read stops
     nothing here: its case fails when it is read.
 
+    A DICOM series counts as one file of one channel.
+
     Args:
-        inputs: Image files, and folders whose image files are all taken (subfolders are not).
+        inputs: Image files, DICOM files that stand for their series, and folders: their image files are all taken
+            (those of subfolders are not); of a folder without any, the DICOM series in it and its subfolders.
         num_channels: Of the model.
 
     Returns:
@@ -49,7 +58,7 @@ def find_cases(inputs: Sequence[Path], num_channels: int) -> tuple[Case, ...]:
         ConfigError: An input does not exist or is no image, there are none, files cannot be sorted into cases, or two
             cases have the same id; all problems are listed.
     """
-    files, problems = _collect(inputs)
+    files, problems = _collect(inputs, num_channels)
     groups, others = _group_by_channel(files)
     cases: list[Case] = []
     for name, channels in groups.items():
@@ -68,46 +77,67 @@ def find_cases(inputs: Sequence[Path], num_channels: int) -> tuple[Case, ...]:
 
 
 def output_ending(case: Case) -> str:
-    """The ending of a case's label map: that of its image, PNG for pictures."""
+    """The ending of a case's label map: that of its image, PNG for pictures, .nii.gz for DICOM."""
+    if is_dicom(case.images[0]):
+        return DICOM_OUTPUT_ENDING
     ending = split_ending(case.images[0])[1]
     return PICTURE_OUTPUT_ENDING if ending.lower() in PICTURE_ENDINGS else ending
 
 
-def _collect(inputs: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    files: list[Path] = []
+def _collect(inputs: Sequence[Path], num_channels: int) -> tuple[Files, list[str]]:
+    files: Files = {}
     problems: list[str] = []
+    named_folders: set[Path] = set()  # all DICOM files of a folder are sorted into series at once
     for path in inputs:
         found = list_images(path) if path.is_dir() else (path,)
         if not path.exists():
             problems.append(f"{path} does not exist")
+        elif path.is_file() and is_dicom(path):
+            if path.parent not in named_folders:
+                named_folders.add(path.parent)
+                files |= name_files([other for other in inputs if other.parent == path.parent and is_dicom(other)])
         elif not found:
-            problems.append(f"{path} holds no image files")
+            files |= _named_series(path, num_channels, problems)
         elif path.is_file() and not is_image_name(path):
             problems.append(f"{path} is not an image of a supported format")
         else:
-            files += [file.absolute() for file in found]
+            files |= {file.absolute(): split_ending(file)[0] for file in found}
     if not inputs:
         problems.append("no inputs were given")
-    return list(dict.fromkeys(files)), problems
+    return files, problems
 
 
-def _group_by_channel(files: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], list[Path]]:
+def _named_series(path: Path, num_channels: int, problems: list[str]) -> Files:
+    """The DICOM series of a folder; what channel each is must be said by names or by the order given."""
+    named = name_series(path)
+    if not named:
+        problems.append(f"{path} holds no image files")
+    if num_channels > 1 and len(named) > 1 and not all(map(_CHANNEL_NAME.fullmatch, named.values())):
+        problems.append(
+            f"{path} holds {len(named)} series, and nothing says which of them is which channel: name a folder or "
+            "file for each channel, in the model's order"
+        )
+        return {}
+    return named
+
+
+def _group_by_channel(files: Files) -> tuple[dict[str, dict[int, Path]], Files]:
     """Files with channel numbers by case, and the others; numbers that do not begin at 0 count no channels."""
     numbered: dict[tuple[Path, str, str], dict[int, Path]] = defaultdict(dict)
-    others: list[Path] = []
-    for file in files:
-        stem, ending = split_ending(file)
+    others: Files = {}
+    for file, stem in files.items():
         match = _CHANNEL_NAME.fullmatch(stem)
         if match:
+            ending = "" if is_dicom(file) else split_ending(file)[1]
             numbered[file.parent, match["case"], ending][int(match["channel"])] = file
         else:
-            others.append(file)
+            others[file] = stem
     groups: dict[str, dict[int, Path]] = {}
     for (_, name, _), channels in numbered.items():
         if 0 in channels and name not in groups:
             groups[name] = channels
         else:
-            others += channels.values()
+            others |= {file: files[file] for file in channels.values()}
     return groups, others
 
 
@@ -126,8 +156,8 @@ def _case_of_channels(name: str, channels: Mapping[int, Path], num_channels: int
     return Case(id=name, images=tuple(str(channels[number]) for number in range(num_channels)))
 
 
-def _cases_of_plain_files(files: Sequence[Path], num_channels: int, problems: list[str]) -> list[Case]:
-    each = [Case(id=split_ending(file)[0], images=(str(file),)) for file in files]
+def _cases_of_plain_files(files: Files, num_channels: int, problems: list[str]) -> list[Case]:
+    each = [Case(id=stem, images=(str(file),)) for file, stem in files.items()]
     if num_channels == 1 or not files:
         return each
     readable = [counts for file in files if (counts := _channel_counts(file))]

@@ -45,6 +45,9 @@ _BATCH_VOXELS = {"cpu": 2**18}
 _BATCH_VOXELS_ELSEWHERE = 2**22
 _MAX_TILE_BATCH = 32
 
+WriteBeside = Callable[[Case, Path, LabelMap], None]
+"""Gets a case, where its label map was written, and the label map."""
+
 
 class Predictor:
     """Models of one configuration (its folds, as a rule) in memory, ready to segment volumes.
@@ -223,6 +226,7 @@ def predict_cases(
     tta: Tta = "none",
     overlap: float | None = None,
     previous: Sequence[Model] | Mapping[str, Path] | None = None,
+    write_beside: WriteBeside | None = None,
     progress: Progress | None = None,
 ) -> PredictionOutcome:
     """Segment cases and write one label map each; a failing case does not stop the others.
@@ -240,6 +244,7 @@ def predict_cases(
         tta: See `Predictor`.
         overlap: See `Predictor`; of a cascade, of both stages.
         previous: Of a cascade: the models of its previous stage, or label maps that they made before, by case id.
+        write_beside: Writes what else is made of a label map, after it.
         progress: One step a case.
 
     Raises:
@@ -257,10 +262,16 @@ def predict_cases(
     last = load(models)
     first = previous if previous is None or isinstance(previous, Mapping) else load(previous)
     _require_that_stages_fit(last, first)
-    return _run(Stages(last, first), cases, targets, progress or NoProgress())
+    return _run(Stages(last, first), cases, targets, write_beside, progress or NoProgress())
 
 
-def _run(stages: Stages, cases: Sequence[Case], targets: Sequence[Path], progress: Progress) -> PredictionOutcome:
+def _run(
+    stages: Stages,
+    cases: Sequence[Case],
+    targets: Sequence[Path],
+    write_beside: WriteBeside | None,
+    progress: Progress,
+) -> PredictionOutcome:
     """Read, segment and write in three threads, one case apart."""
     progress.start("Segmenting", len(cases))
     written: list[Path] = []
@@ -291,7 +302,7 @@ def _run(stages: Stages, cases: Sequence[Case], targets: Sequence[Path], progres
                 note(case, target, outcome)
                 continue
             labels, geometry = outcome.value
-            writing.append((case, target, writer.submit(_write, target, labels, geometry)))
+            writing.append((case, target, writer.submit(_write, case, target, labels, geometry, write_beside)))
         while writing:
             _note_written(writing.pop(), note)
     progress.finish(f"{len(written)} label maps")
@@ -313,8 +324,15 @@ def _segment(stages: Stages, ready: Attempt[Ready]) -> Attempt[tuple[LabelMap, G
     return attempt(lambda: (stages.segment(case), case.image.trail.geometry))
 
 
-def _write(target: Path, labels: LabelMap, geometry: Geometry) -> Attempt[None]:
-    return attempt(lambda: write_labels(target, labels, geometry))
+def _write(
+    case: Case, target: Path, labels: LabelMap, geometry: Geometry, write_beside: WriteBeside | None
+) -> Attempt[None]:
+    def write() -> None:
+        write_labels(target, labels, geometry)
+        if write_beside is not None:
+            write_beside(case, target, labels)
+
+    return attempt(write)
 
 
 def _refuse_overwriting(cases: Sequence[Case], targets: Sequence[Path]) -> None:

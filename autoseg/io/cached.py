@@ -14,14 +14,15 @@ from safetensors.numpy import save_file
 
 from autoseg.domain.values import Value
 from autoseg.errors import DatasetError
-from autoseg.io.files import atomic_path, file_digest
+from autoseg.io.dicom_files import content_digest, look
+from autoseg.io.files import atomic_path
 
 ENDING = ".safetensors"
 _HEADER_KEY = "autoseg"
 
 
 class Source(Value):
-    """A file that a cached case was made from, as it was then.
+    """A file, or a DICOM series, that a cached case was made from, as it was then.
 
     Attributes:
         path: Where it lay.
@@ -43,23 +44,18 @@ class Source(Value):
             OSError: It cannot be read.
         """
         # Size and times are taken before the content: a file changed in between looks changed, never current.
-        size, stamp = _look(path)
-        return cls(path=str(path), size=size, stamp=stamp, sha256=file_digest(Path(path)))
+        size, stamp = look(path)
+        return cls(path=str(path), size=size, stamp=stamp, sha256=content_digest(path))
 
     def is_current(self, path: str | Path) -> bool:
         """Whether the file at `path` still has this content; it is hashed only where size and times do not tell."""
         try:
-            size, stamp = _look(path)
+            size, stamp = look(path)
             if size != self.size:
                 return False
-            return (str(path) == self.path and stamp == self.stamp) or file_digest(Path(path)) == self.sha256
+            return (str(path) == self.path and stamp == self.stamp) or content_digest(path) == self.sha256
         except OSError:
             return False
-
-
-def _look(path: str | Path) -> tuple[int, tuple[int, int, int]]:
-    status = Path(path).stat()
-    return status.st_size, (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 class Header(Value):

@@ -13,7 +13,10 @@ SNIFF_BYTES = 512
 DEFLATE_MAX_RATIO = 1032
 """Deflate cannot blow a file up more than this. Source: zlib's technical details, "maximum compression factor"."""
 
-SUPPORTED = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) and pictures (.png, .tif, .jpg, .bmp)"
+SUPPORTED = (
+    "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), pictures (.png, .tif, .jpg, .bmp) "
+    "and DICOM series"
+)
 
 _MARKS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"version https://git-lfs", "a Git LFS pointer (text that stands for the image)"),
@@ -44,7 +47,6 @@ _OTHER_FORMATS = {
     ".mgz": "FreeSurfer MGZ",
     ".mgh": "FreeSurfer MGH",
     ".mnc": "MINC",
-    ".dcm": "DICOM",
     ".b2nd": "blosc2",
     ".npz": "NumPy",
     ".npy": "NumPy",

@@ -1,7 +1,8 @@
 """Reading and writing images and label maps: every format becomes `(C, I, J, K)` with an RAS+ affine.
 
 The voxel order is the file's own. NIfTI goes through nibabel, NRRD and MetaImage through SimpleITK, pictures through
-Pillow and tifffile; other libraries' conventions end here.
+Pillow and tifffile, DICOM series (a folder, or a file of the series) through pydicom; other libraries' conventions end
+here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from autoseg.domain.endings import (
 from autoseg.domain.geometry import Geometry, Volume, grid_mismatch
 from autoseg.errors import DatasetError, GeometryError
 from autoseg.io.content import require_supported
+from autoseg.io.dicom import is_dicom, read_dicom, read_dicom_header
 from autoseg.io.files import atomic_path
 from autoseg.io.header import ImageHeader
 from autoseg.io.itk import read_itk, read_itk_header, write_itk
@@ -60,6 +62,8 @@ def read_header(path: str | Path) -> ImageHeader:
         GeometryError: Its affine is not finite or degenerate.
     """
     path = Path(path)
+    if is_dicom(path):
+        return read_dicom_header(path)
     ending = require_supported(path)
     if ending in NIFTI_ENDINGS:
         return read_nifti_header(path)
@@ -67,10 +71,10 @@ def read_header(path: str | Path) -> ImageHeader:
 
 
 def read_image(path: str | Path, channels: int | None = None) -> Volume:
-    """Read one image file.
+    """Read one image file, or a DICOM series.
 
     Args:
-        path: The file.
+        path: The file; of a DICOM series its folder, or any file of it.
         channels: How many channels the data set says this file holds; None is 1. A 4D file, a file of several
             components or a colour picture is read as channels only when their number is this one.
 
@@ -199,6 +203,8 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry, *, is_label: boo
 
 
 def _read(path: Path) -> tuple[NDArray[Any], ImageHeader]:
+    if is_dicom(path):
+        return read_dicom(path)
     ending = require_supported(path)
     if ending in NIFTI_ENDINGS:
         return read_nifti(path)

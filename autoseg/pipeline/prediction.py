@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoseg import __version__
+from autoseg.domain.dataset import Case
 from autoseg.errors import ConfigError, ModelError
+from autoseg.inference.export import LabelMap
 from autoseg.inference.inputs import find_cases
 from autoseg.inference.outcome import PredictionOutcome
-from autoseg.inference.predictor import predict_cases
+from autoseg.inference.predictor import WriteBeside, predict_cases
 from autoseg.inference.tta import Tta
+from autoseg.io.dicom import is_dicom
+from autoseg.io.dicom_seg import Algorithm, require_highdicom, segmentation_path, write_segmentation
 from autoseg.io.model import Model, load_model
 from autoseg.io.run_folder import RunFolder, is_trained
 from autoseg.pipeline.cascade import load_previous
 from autoseg.pipeline.cases import SILENT
 from autoseg.runtime import Progress
+
+_DIGEST_LENGTH = 16
+"""Of each model's weights: enough to tell models apart, and a number of several folds stays readable."""
+
+_SEG_HINT = "Predict other images in a run of their own, without --dicom-seg."
 
 
 def predict(
@@ -28,6 +38,7 @@ def predict(
     overlap: float | None = None,
     device: str = "auto",
     precision: str = "auto",
+    dicom_seg: bool = False,
     progress: Progress = SILENT,
 ) -> PredictionOutcome:
     """Segment images and write label maps on their own grids.
@@ -45,15 +56,20 @@ def predict(
         overlap: Of tiles; default as the plan says.
         device: See `runtime.pick_device`.
         precision: See `runtime.pick_precision`.
+        dicom_seg: Also write OUT/X.seg.dcm, a DICOM segmentation object; every input must be a DICOM series.
         progress: One step a case.
 
     Raises:
         ModelError: There is no such model.
-        ConfigError: The inputs cannot be sorted into cases.
+        ConfigError: The inputs cannot be sorted into cases; or a DICOM segmentation cannot be written.
     """
+    if dicom_seg:
+        require_highdicom()
     models = load_models(model_path, configuration, folds)
     previous = load_previous(models)
     cases = find_cases(inputs, len(models[0].card.plan.channels))
+    if dicom_seg:
+        _require_dicom(cases)
     return predict_cases(
         models,
         cases,
@@ -63,8 +79,38 @@ def predict(
         tta=tta,
         overlap=overlap,
         previous=previous,
+        write_beside=_segmentation_writer(models) if dicom_seg else None,
         progress=progress,
     )
+
+
+def _require_dicom(cases: Sequence[Case]) -> None:
+    others = [case.images[0] for case in cases if not is_dicom(case.images[0])]
+    if others:
+        raise ConfigError(
+            "a DICOM segmentation refers to a DICOM series, and these inputs are none", problems=others, hint=_SEG_HINT
+        )
+
+
+def _segmentation_writer(models: Sequence[Model]) -> WriteBeside:
+    """Writes each label map as a DICOM segmentation too; of several series, it refers to that of the first channel."""
+    cards = [model.card for model in models]
+    algorithm = Algorithm(
+        "autoseg",
+        __version__,
+        {
+            "model": "+".join(card.weights_sha256[:_DIGEST_LENGTH] for card in cards),
+            "plan": cards[0].digest,
+            "configuration": cards[0].configuration,
+            "folds": "+".join(str(card.fold) for card in cards),
+            "dataset": cards[0].plan.dataset,
+        },
+    )
+
+    def write(case: Case, label_map: Path, labels: LabelMap) -> None:
+        write_segmentation(segmentation_path(label_map), labels, case.images[0], cards[0].plan.labels, algorithm)
+
+    return write
 
 
 def load_models(path: Path, configuration: str | None, folds: str | None) -> tuple[Model, ...]:

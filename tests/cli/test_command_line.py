@@ -16,7 +16,7 @@ FROZEN = {
     "check": {"--json"},
     "plan": PLANNING | {"--why", "--fingerprint", "--device", "--precision", "--json"},
     "train": TRAINING | {"--config-file"},
-    "predict": {"--out", "--config", "--fold", "--tta", "--overlap", "--device", "--precision"},
+    "predict": {"--out", "--config", "--fold", "--tta", "--overlap", "--device", "--precision", "--dicom-seg"},
     "evaluate": {"--json"},
     "report": {"--json"},
     "run": TRAINING | PLANNING,

@@ -380,7 +380,7 @@ def test_labels_of_other_types_and_shapes_are_not_written(tmp_path: Path) -> Non
         ("x.jpg", b"\x89PNG....", "PNG picture"),
         ("x.hdr", b"\x5c\x01\x00\x00", r"x\.img\) are missing"),
         ("x.mgz", b"..", "FreeSurfer MGZ"),
-        ("x", bytes(128) + b"DICM", "a DICOM file"),
+        ("x", bytes(128) + b"DICM", "Rows is missing"),
         ("x.npy", b"..", "not supported"),
     ],
 )  # fmt: skip

@@ -133,7 +133,7 @@ def test_unchanged_files_are_not_hashed(
     def fail(path: Path) -> str:
         raise AssertionError(f"{path} was hashed")
 
-    monkeypatch.setattr(cached, "file_digest", fail)
+    monkeypatch.setattr(cached, "content_digest", fail)
     assert store.is_current("a", [source])
 
 
