@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def check_case(case: Case, dataset: Dataset) -> CaseFacts:
     values: dict[int, int] | None = None
     if case.labels is not None:
         values = _check_labels(case.id, case.labels, grid, dataset.labels, found)
+        _check_annotated(case, dataset.labels, values or {}, found)
     return CaseFacts(
         case=case.id,
         num_files=len(case.files),
@@ -183,8 +185,25 @@ def _check_values(case: str, file: str, values: dict[int, int], schema: LabelSch
             file=file,
             hint="Name them in the labels of the data set's description, or correct the label map.",
         )
-    elif not set(values) - {0}:
-        found.add("empty-labels", "the label map holds background only", case=case, file=file, severity="warning")
+    elif not set(values) - {0, schema.ignore}:
+        what = "background" if set(values) == {0} else "background and voxels to ignore"
+        found.add("empty-labels", f"the label map holds {what} only", case=case, file=file, severity="warning")
+
+
+def _check_annotated(case: Case, schema: LabelSchema, values: Mapping[int, int], found: Findings) -> None:
+    """Voxels of a class that was not annotated in the case contradict each other."""
+    known = {value for item in schema.classes for value in item.values if item.name in (case.annotated or ())}
+    for item in schema.classes if case.annotated is not None else ():
+        strays = sum(values.get(value, 0) for value in item.values if value not in known)
+        if item.name not in (case.annotated or ()) and strays:
+            found.add(
+                "stray-labels",
+                f"{strays:,} voxels are labelled {item.name}, which is not among the classes annotated in this case",
+                case=case.id,
+                file=case.labels or "",
+                severity="warning",
+                hint=f"Name {item.name} among them if it was annotated; else these voxels teach nothing.",
+            )
 
 
 def count_values(labels: NDArray[np.integer[Any]]) -> dict[int, int]:

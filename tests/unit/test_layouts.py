@@ -225,15 +225,12 @@ def test_regions_and_ignore(tmp_path: Path) -> None:
     assert schema.has_regions
     assert schema.ignore == 4
     assert [item.values for item in schema.classes] == [(1, 2, 3), (2, 3), (3,)]
+    assert schema.regions_class_order == (1, 2, 3)
     write(
         tmp_path / "dataset.json",
         {"channel_names": ["T1"], "labels": labels, "regions_class_order": [2, 3, 3]},
     )
-    assert [item.values for item in load_dataset(tmp_path, need_files=False).labels.classes] == [
-        (2, 1, 3),
-        (3, 2),
-        (3,),
-    ]
+    assert load_dataset(tmp_path, need_files=False).labels.regions_class_order == (2, 3, 3)
 
 
 # --- Manifests ------------------------------------------------------------------------------------------------------
