@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from autoseg.cli.app import main
+from autoseg.domain.dataset import Fold, Splits
 from autoseg.domain.geometry import Geometry
+from autoseg.domain.plan import Plan
 from autoseg.io.images import read_labels, write_image, write_labels
 from autoseg.io.model import load_model
 from autoseg.io.run_folder import RunFolder
@@ -134,6 +137,42 @@ def test_a_folder_of_label_maps_is_scored_by_regions(regions: RunFolder, capsys:
     assert main(["evaluate", str(maps), str(regions.root.parent / "set.json"), "--json"]) == 0
     # The labels have other names than the cases, so the manifest pairs them by case id.
     assert json.loads(capsys.readouterr().out)["summary"] == evaluation_of(regions)["summary"]
+
+
+def test_a_cascade_of_regions_sees_the_label_values_of_its_previous_stage(regions: RunFolder, tmp_path: Path) -> None:
+    """Two folds of each stage, trained as little as possible; the lines from labels to label map must fit."""
+    run, dataset, plan = RunFolder(tmp_path / "run"), regions.read_dataset(), regions.read_plan()
+    part = plan.configurations["3d_fullres"].model_dump()
+    part["training"] |= {"steps_per_epoch": 1, "validation_steps_per_epoch": 1}
+    cascade = part | {"previous_stage": "3d_lowres", "network": part["network"] | {"in_channels": 1 + 3}}
+    parts = {"3d_fullres": part, "3d_lowres": part, "3d_cascade": cascade}
+    ids = tuple(case.id for case in dataset.cases)
+    folds = (Fold(train=ids[::2], validation=ids[1::2]), Fold(train=ids[1::2], validation=ids[::2]))
+    run.write(run.dataset_file, dataset)
+    run.write(run.fingerprint_file, regions.read_fingerprint())
+    run.write(run.plan_file, Plan.model_validate(plan.model_dump() | {"configurations": parts}))
+    run.write(run.splits_file, Splits(rule="by hand", folds=folds))
+    short = ["--epochs", "1", "--device", "cpu", "--precision", "fp32"]
+    assert main(["train", str(run.root), "--config", "3d_lowres", *short]) == 0
+    assert main(["train", str(run.root), "--config", "3d_cascade", "--fold", "0", *short]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                str(run.root),
+                dataset.cases[0].images[0],
+                "--config",
+                "3d_cascade",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
+    assert set(np.unique(read_labels(tmp_path / "out" / "i0.nii.gz", None)[0])) <= {0, 1, 2, 3}
+    wrong = parts | {"3d_cascade": cascade | {"network": part["network"] | {"in_channels": 1 + 2}}}
+    with pytest.raises(ValidationError, match="takes 2 channels of its previous stage, the labels need 3"):
+        Plan.model_validate(plan.model_dump() | {"configurations": wrong})
 
 
 @pytest.fixture(scope="module")

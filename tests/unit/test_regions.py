@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planning_cases import fingerprint_of, plan_of
 from pydantic import ValidationError
+from toy_training import toy_plan
 
 from autoseg.domain import regions
 from autoseg.domain.dataset import IGNORE_INDEX, LabelClass, LabelSchema
+from autoseg.domain.descriptions import parse_labels
+from autoseg.domain.manifests import read_json_manifest
+from autoseg.domain.partial import parse_annotated
 from autoseg.evaluation.metrics import case_metrics
 from autoseg.io.store import foreground_locations
 from autoseg.planning.overrides import apply_overrides
@@ -152,9 +159,7 @@ def test_crossing_regions_are_scored_as_regions() -> None:
     assert vessel.dice == 1.0
 
 
-def test_a_plan_of_regions_has_an_output_a_region(tmp_path: Path) -> None:
-    from toy_training import toy_plan
-
+def test_a_plan_of_regions_has_an_output_a_region() -> None:
     data = toy_plan().model_dump()
     data["labels"] = schema_of(BRATS).model_dump()
     with pytest.raises(ValidationError, match="output of classes, the labels are regions"):
@@ -165,3 +170,37 @@ def test_a_plan_of_regions_has_an_output_a_region(tmp_path: Path) -> None:
     data["configurations"]["3d_fullres"]["network"]["num_classes"] = 3
     plan = type(toy_plan()).model_validate(data)
     assert apply_overrides(plan, (("3d_fullres.training.batch_size", 5),)).labels == plan.labels
+
+
+def test_a_planned_cascade_takes_a_channel_a_label_value() -> None:
+    """Memory is counted with nnU-Net's number of outputs (one a label); the network has one a region."""
+    measured = fingerprint_of([(1.0, 1.0, 1.0)] * 10, [(400, 512, 512)] * 10, num_foreground=3)
+    plain = LabelSchema(classes=tuple(LabelClass(name=str(value), values=(value,)) for value in (1, 2, 3)))
+    of_regions, of_classes = plan_of(measured, labels=schema_of(BRATS)), plan_of(measured, labels=plain)
+    for name, part in of_regions.configurations.items():
+        other = of_classes.configurations[name].network
+        assert (part.network.num_classes, other.num_classes) == (3, 4)
+        assert part.network.patch_size == other.patch_size
+        assert part.network.in_channels == other.in_channels
+    crossing = fingerprint_of([(1.0, 1.0, 1.0)] * 10, [(400, 512, 512)] * 10, num_foreground=2)
+    cascade = plan_of(crossing, labels=schema_of(CROSSING)).configurations["3d_cascade"]
+    assert (cascade.num_previous_channels, cascade.network.in_channels, cascade.network.num_classes) == (3, 4, 2)
+
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "labels.md"
+
+
+def test_the_labels_in_the_documentation_are_understood() -> None:
+    blocks = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)]
+    schemas = [parse_labels(block) for block in blocks if isinstance(block.get("labels"), dict)]
+    assert [item.has_regions for item in schemas] == [True, False, False]
+    assert [item.ignore for item in schemas] == [None, 2, None]
+    manifests = [block for block in blocks if isinstance(block.get("labels"), list)]
+    found = [
+        read_json_manifest(DOCUMENT, {"channels": ["CT"], "cases": [{"id": "a", "image": "a.nii"}], **block}).labels
+        for block in manifests
+    ]
+    assert [(item.regions_class_order, item.ignore) for item in found] == [((1, 2), None), (None, 255)]
+    annotated = [block["annotated"] for block in blocks if "annotated" in block]
+    assert annotated == [{"case_007": ["liver"], "case_008": ["liver", "spleen"]}, ["liver"]]
+    assert parse_annotated({"annotated": annotated[0]})["case_008"] == ("liver", "spleen")
