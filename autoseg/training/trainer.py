@@ -143,13 +143,9 @@ class _Training:
             training.momentum,
             training.adapts_momentum,
         )
+        regions, device = plan.labels.region_table() if plan.labels.has_regions else None, self.device
         self.learner = Learner(
-            self.part.network,
-            training,
-            device=self.device,
-            precision=self.precision,
-            seed=settings.seed,
-            regions=plan.labels.region_table() if plan.labels.has_regions else None,
+            self.part.network, training, device=device, precision=self.precision, seed=settings.seed, regions=regions
         )
         self.cases = cases
         self.counters = fresh_counters(self.part, cases, settings.seed)
