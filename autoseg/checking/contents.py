@@ -191,19 +191,22 @@ def _check_values(case: str, file: str, values: dict[int, int], schema: LabelSch
 
 
 def _check_annotated(case: Case, schema: LabelSchema, values: Mapping[int, int], found: Findings) -> None:
-    """Voxels of a class that was not annotated in the case contradict each other."""
-    known = {value for item in schema.classes for value in item.values if item.name in (case.annotated or ())}
-    for item in schema.classes if case.annotated is not None else ():
-        strays = sum(values.get(value, 0) for value in item.values if value not in known)
-        if item.name not in (case.annotated or ()) and strays:
-            found.add(
-                "stray-labels",
-                f"{strays:,} voxels are labelled {item.name}, which is not among the classes annotated in this case",
-                case=case.id,
-                file=case.labels or "",
-                severity="warning",
-                hint=f"Name {item.name} among them if it was annotated; else these voxels teach nothing.",
-            )
+    """Voxels of classes that were not annotated in the case contradict each other."""
+    if case.annotated is None:
+        return
+    known = {value for item in schema.classes for value in item.values if item.name in case.annotated}
+    others = [item for item in schema.classes if item.name not in case.annotated]
+    strays = {item.name: sum(values.get(value, 0) for value in {*item.values} - known) for item in others}
+    listed = ", ".join(f"{name} ({count:,} voxels)" for name, count in strays.items() if count)
+    if listed:
+        found.add(
+            "stray-labels",
+            f"classes that are not among those annotated in this case are in its label map: {listed}",
+            case=case.id,
+            file=case.labels or "",
+            severity="warning",
+            hint="Name them among the annotated classes if they were annotated; else these voxels teach nothing.",
+        )
 
 
 def count_values(labels: NDArray[np.integer[Any]]) -> dict[int, int]:
