@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def check_case(case: Case, dataset: Dataset) -> CaseFacts:
     values: dict[int, int] | None = None
     if case.labels is not None:
         values = _check_labels(case.id, case.labels, grid, dataset.labels, found)
+        _check_annotated(case, dataset.labels, values or {}, found)
     return CaseFacts(
         case=case.id,
         num_files=len(case.files),
@@ -183,8 +185,28 @@ def _check_values(case: str, file: str, values: dict[int, int], schema: LabelSch
             file=file,
             hint="Name them in the labels of the data set's description, or correct the label map.",
         )
-    elif not set(values) - {0}:
-        found.add("empty-labels", "the label map holds background only", case=case, file=file, severity="warning")
+    elif not set(values) - {0, schema.ignore}:
+        what = "background" if set(values) == {0} else "background and voxels to ignore"
+        found.add("empty-labels", f"the label map holds {what} only", case=case, file=file, severity="warning")
+
+
+def _check_annotated(case: Case, schema: LabelSchema, values: Mapping[int, int], found: Findings) -> None:
+    """Voxels of classes that were not annotated in the case contradict each other."""
+    if case.annotated is None:
+        return
+    known = {value for item in schema.classes for value in item.values if item.name in case.annotated}
+    others = [item for item in schema.classes if item.name not in case.annotated]
+    strays = {item.name: sum(values.get(value, 0) for value in {*item.values} - known) for item in others}
+    listed = ", ".join(f"{name} ({count:,} voxels)" for name, count in strays.items() if count)
+    if listed:
+        found.add(
+            "stray-labels",
+            f"classes that are not among those annotated in this case are in its label map: {listed}",
+            case=case.id,
+            file=case.labels or "",
+            severity="warning",
+            hint="Name them among the annotated classes if they were annotated; else these voxels teach nothing.",
+        )
 
 
 def count_values(labels: NDArray[np.integer[Any]]) -> dict[int, int]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Collection
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from autoseg.domain import regions
 from autoseg.domain.values import Value
 
 IGNORE_INDEX = -1
-"""Class index of voxels that take no part in the loss. Negative, so that it can never be a class."""
+"""Index of voxels that nobody annotated and that take part in nothing. Negative, so that it can never be a class."""
 
 SCHEMA_VERSION = 1
 
@@ -42,15 +44,32 @@ class LabelClass(Value):
 
 
 class LabelSchema(Value):
-    """The foreground classes in the order of the network's outputs (output 0 is background).
+    """The foreground classes in the order of the network's outputs.
+
+    Ordinary classes exclude each other: output 0 is background, output i + 1 is ``classes[i]``. As soon as one class
+    joins several values all are regions, which may overlap: output i is ``classes[i]``, and there is no background.
+
+    Inside autoseg a label map holds, instead of values, their places in `label_values` (value indices), so that it is
+    one number a voxel in both cases; of ordinary classes they are the class indices.
 
     Attributes:
-        classes: Foreground classes; class index i + 1 is ``classes[i]``.
+        classes: Foreground classes, or regions.
         ignore: Label value of voxels that nobody annotated, or None.
+        regions_class_order: The label value that each region is written with, later ones over earlier ones; None where
+            autoseg chooses (see `domain.regions`) and for ordinary classes.
     """
 
     classes: tuple[LabelClass, ...]
     ignore: int | None = None
+    regions_class_order: tuple[int, ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_order(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without an order nothing is written of it, so that digests are those of labels that never knew of one."""
+        data: dict[str, Any] = write(self)
+        if self.regions_class_order is None:
+            del data["regions_class_order"]
+        return data
 
     @model_validator(mode="after")
     def _values_are_distinct(self) -> Self:
@@ -63,19 +82,50 @@ class LabelSchema(Value):
             values = [item.values[0] for item in self.classes]
             if len(set(values)) != len(values):
                 raise ValueError(f"label values must differ, got {values}")
+            if self.regions_class_order is not None:
+                raise ValueError("regions_class_order is for regions, and no class joins several label values")
+        else:
+            problems = regions.regions_problems([item.values for item in self.classes], names, self.regions_class_order)
+            if problems:
+                raise ValueError("; ".join(problems))
         if self.ignore is not None and any(self.ignore in item.values for item in self.classes):
             raise ValueError(f"the ignore value {self.ignore} is also the value of a class")
         return self
 
     @property
     def has_regions(self) -> bool:
-        """Whether any class joins several label values."""
+        """Whether any class joins several label values; then all classes are regions."""
         return any(len(item.values) > 1 for item in self.classes)
 
     @property
     def num_classes(self) -> int:
-        """Network outputs: background and every foreground class."""
+        """Background and every foreground class or region."""
         return len(self.classes) + 1
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the network: of ordinary classes the background is one of them, of regions not."""
+        return len(self.classes) if self.has_regions else self.num_classes
+
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """The label value of each value index: 0, then those of the classes in order, or of regions all, ascending."""
+        if self.has_regions:
+            return (0, *sorted({value for item in self.classes for value in item.values}))
+        return (0, *(item.values[0] for item in self.classes))
+
+    @property
+    def num_values(self) -> int:
+        """Value indices, background included."""
+        return len(self.label_values)
+
+    def region_table(self) -> NDArray[np.bool_]:
+        """Which value indices belong to which class: (classes, num_values)."""
+        return np.array([[value in item.values for value in self.label_values] for item in self.classes], np.bool_)
+
+    def annotated_row(self, names: Collection[str] | None) -> tuple[bool, ...]:
+        """For each class whether it is among the names; None names all."""
+        return tuple(names is None or name in names for name in self.names)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,7 +139,7 @@ class LabelSchema(Value):
         return frozenset(values if self.ignore is None else values | {self.ignore})
 
     def encode(self, labels: NDArray[np.integer]) -> NDArray[np.int16]:
-        """Label values of the file to class indices 0 ... num_classes - 1, the ignore value to IGNORE_INDEX.
+        """Label values of the file to value indices 0 ... num_values - 1, the ignore value to IGNORE_INDEX.
 
         Args:
             labels: Any shape, integer, every value declared.
@@ -104,9 +154,9 @@ class LabelSchema(Value):
             found = {int(value) for value in np.unique(labels)}
             raise ValueError(self._undeclared(found - self.declared_values))
         table = np.full(high + 1, _UNDECLARED, np.int16)
-        table[0] = 0
-        for index, item in enumerate(self.classes, start=1):
-            table[[value for value in item.values if value <= high]] = index
+        for index, value in enumerate(self.label_values):
+            if value <= high:
+                table[value] = index
         if self.ignore is not None and self.ignore <= high:
             table[self.ignore] = IGNORE_INDEX
         # A table look-up passes over the voxels once, however many classes there are.
@@ -119,11 +169,22 @@ class LabelSchema(Value):
         return f"undeclared label values {sorted(values)}; declared are {sorted(self.declared_values)}"
 
     def decode_table(self) -> NDArray[np.uint16] | NDArray[np.uint8]:
-        """The label value of every class index, as a table to index with: uint8 where all values fit, else uint16."""
-        values = [0, *(item.values[0] for item in self.classes)]
-        if max(values) <= np.iinfo(np.uint8).max:
-            return np.asarray(values, np.uint8)
-        return np.asarray(values, np.uint16)
+        """The label value of every value index, as a table to index with: uint8 where all values fit, else uint16."""
+        if max(self.label_values) <= np.iinfo(np.uint8).max:
+            return np.asarray(self.label_values, np.uint8)
+        return np.asarray(self.label_values, np.uint16)
+
+    def decode_regions(self, codes: NDArray[np.integer]) -> NDArray[np.unsignedinteger]:
+        """Combinations of regions to the label values that they are written with.
+
+        Args:
+            codes: Any shape; bit i is set where the voxel is in ``classes[i]``.
+
+        Returns:
+            The dtype of `decode_table`.
+        """
+        values = [item.values for item in self.classes]
+        return regions.values_of_codes(codes, values, self.regions_class_order, self.decode_table().dtype)
 
 
 class Case(Value):
@@ -134,12 +195,15 @@ class Case(Value):
         images: Absolute paths, one a channel; or a single file that holds every channel.
         labels: Absolute path of the label map, None when there is none.
         patient: Cases of one patient stay in one fold; None when unknown.
+        annotated: Names of the classes that were annotated in this case; None when all were. Elsewhere the case says
+            nothing about a class: its voxels may be labelled as background.
     """
 
     id: str
     images: tuple[str, ...]
     labels: str | None = None
     patient: str | None = None
+    annotated: tuple[str, ...] | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -176,7 +240,15 @@ class Dataset(Value):
             raise ValueError(f"case ids must differ, these occur more than once: {doubled}")
         if not self.channels:
             raise ValueError("at least one channel is needed")
+        strange = sorted({name for case in self.cases for name in case.annotated or ()} - set(self.labels.names))
+        if strange:
+            raise ValueError(f"annotated names classes that the labels do not have: {strange}")
         return self
+
+    @property
+    def annotated_rows(self) -> dict[str, tuple[bool, ...]]:
+        """Of the cases in which not every class was annotated: for each class whether it was."""
+        return {case.id: self.labels.annotated_row(case.annotated) for case in self.cases if case.annotated is not None}
 
     def case(self, case_id: str) -> Case:
         """The case of that id; KeyError when there is none."""

@@ -40,8 +40,8 @@ def parse_channels(data: dict[str, Any]) -> tuple[Channel, ...]:
 def parse_labels(data: dict[str, Any]) -> LabelSchema:
     """The labels of a `dataset.json`: {"0": "background", "1": name} (MSD) or {"background": 0, name: value or values}.
 
-    Ordinary classes are put in the order of their values, regions in the order of the file. Where
-    `regions_class_order` gives the value that a region is written with, that value comes first in the region.
+    Ordinary classes are put in the order of their values, regions in the order of the file, which is also that of
+    `regions_class_order`. Where there are no regions such an order means nothing.
 
     Raises:
         DescriptionProblem: The labels cannot be understood, or contradict each other.
@@ -54,13 +54,14 @@ def parse_labels(data: dict[str, Any]) -> LabelSchema:
     foreground = {name: values for name, values in by_name.items() if values != (0,)}
     if any(0 in values for values in foreground.values()):
         raise DescriptionProblem(["a region may not contain 0, which is the background"])
+    order: tuple[int, ...] | None = None
     if all(len(values) == 1 for values in foreground.values()):
         foreground = dict(sorted(foreground.items(), key=lambda item: item[1]))
     else:
-        foreground = _in_written_order(foreground, data.get("regions_class_order"))
+        order = _written_values(data.get("regions_class_order"))
     try:
         classes = tuple(LabelClass(name=name, values=values) for name, values in foreground.items())
-        return LabelSchema(classes=classes, ignore=None if ignore is None else ignore[0])
+        return LabelSchema(classes=classes, ignore=None if ignore is None else ignore[0], regions_class_order=order)
     except ValidationError as problem:
         raise DescriptionProblem([f"labels: {line}" for line in validation_problems(problem)]) from None
 
@@ -89,11 +90,11 @@ def _as_int(item: Any) -> int | None:
     return int(item) if isinstance(item, float) and item.is_integer() else None
 
 
-def _in_written_order(regions: dict[str, tuple[int, ...]], order: Any) -> dict[str, tuple[int, ...]]:
-    if not isinstance(order, list) or len(order) != len(regions):
-        return regions
-    out = {}
-    for (name, values), written in zip(regions.items(), order, strict=True):
-        first = (written,) if written in values else ()
-        out[name] = (*first, *(value for value in values if value not in first))
-    return out
+def _written_values(order: Any) -> tuple[int, ...] | None:
+    """The label values of `regions_class_order`; None where there is none."""
+    if order is None:
+        return None
+    values = [_as_int(value) for value in order] if isinstance(order, list) else [None]
+    if any(value is None for value in values):
+        raise DescriptionProblem([f"regions_class_order must be a list of label values, one a region, got {order!r}"])
+    return tuple(value for value in values if value is not None)

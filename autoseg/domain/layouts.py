@@ -20,6 +20,7 @@ from autoseg.domain.descriptions import DescriptionProblem, parse_channels, pars
 from autoseg.domain.endings import PICTURE_ENDINGS, is_image_name, list_images, split_ending
 from autoseg.domain.findings import Finding, Findings
 from autoseg.domain.manifests import ManifestCase, read_csv_manifest, read_json_manifest
+from autoseg.domain.partial import parse_annotated, with_annotated
 from autoseg.domain.splits import parse_splits, splits_problems
 from autoseg.errors import DatasetError
 
@@ -113,16 +114,11 @@ def _resolve(source: Path, found: Findings, *, need_files: bool) -> Dataset | No
         manifest = read_json_manifest(source, data)
     cases = [_manifest_case(folder, item, found) for item in manifest.cases]
     whole = _whole_cases(cases, len(manifest.channels), found)
+    declared = {item.id: item.annotated for item in manifest.cases if item.annotated is not None}
+    whole = with_annotated(whole, declared, manifest.labels, {case.id for case in cases}, found)
     labelled = [case for case in whole if case.labels is not None]
-    return _build(
-        source,
-        manifest.name,
-        manifest.channels,
-        manifest.labels,
-        labelled,
-        [case for case in whole if case.labels is None],
-        found,
-    )
+    tests = [case for case in whole if case.labels is None]
+    return _build(source, manifest.name, manifest.channels, manifest.labels, labelled, tests, found)
 
 
 def _own_dataset(source: Path, data: dict[str, Any]) -> Dataset:
@@ -144,7 +140,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _described(source: Path, data: dict[str, Any], found: Findings, *, need_files: bool) -> Dataset | None:
-    channels, labels = parse_channels(data), parse_labels(data)
+    channels, labels, annotated = parse_channels(data), parse_labels(data), parse_annotated(data)
     name = data["name"] if isinstance(data.get("name"), str) and data["name"] else source.parent.name
     folder = source.parent
     if isinstance(data.get("training"), list):
@@ -160,6 +156,7 @@ def _described(source: Path, data: dict[str, Any], found: Findings, *, need_file
         silent = Findings()  # test images need no labels, and nothing of theirs stops training
         tests = _raw_cases(folder / "imagesTs", folder / "labelsTs", declared, len(channels), silent)
     whole = _whole_cases(cases, len(channels), found)
+    whole = with_annotated(whole, annotated, labels, {case.id for case in (*cases, *tests)}, found)
     labelled = [case for case in whole if case.labels is not None]
     _compare_count(source, data, len(labelled), found)
     if not labelled and need_files and not any(item.severity == "error" for item in found.items):

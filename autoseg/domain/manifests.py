@@ -6,13 +6,17 @@ As JSON::
      "channels": ["T1", "T2"],
      "labels": [{"name": "femur", "value": 1}, {"name": "cartilage", "values": [2, 3]}],
      "ignore": 255,
-     "cases": [{"id": "k1", "images": ["a/t1.nii.gz", "a/t2.nii.gz"], "labels": "a/seg.nii.gz", "patient": "p1"}]}
+     "cases": [{"id": "k1", "images": ["a/t1.nii.gz", "a/t2.nii.gz"], "labels": "a/seg.nii.gz", "patient": "p1",
+                "annotated": ["femur"]}]}
 
-As CSV, one case a row, with the columns `id`, `image` (or `image_0`, `image_1`, ... for one file a channel), `label`
-and `patient` (the last two optional). A table cannot say what labels and channels are called, and guessing would be
-silent guessing; so beside `cases.csv` lies `cases.json` or `dataset.json` with "channels" and "labels" as above, or as
-in nnU-Net's `dataset.json`. Paths are relative to the manifest's folder. A case without a label map is set aside for
-testing.
+Of regions (classes with several values), "regions_class_order" may say which value each is written with; see
+`domain/regions.py`. "annotated" names the classes that were annotated in the case, where not all were.
+
+As CSV, one case a row, with the columns `id`, `image` (or `image_0`, `image_1`, ... for one file a channel), `label`,
+`patient` and `annotated` (names separated by semicolons); the last three are optional. A table cannot say what labels
+and channels are called, and guessing would be silent guessing; so beside `cases.csv` lies `cases.json` or
+`dataset.json` with "channels" and "labels" as above, or as in nnU-Net's `dataset.json`. Paths are relative to the
+manifest's folder. A case without a label map is set aside for testing.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from autoseg.domain.descriptions import DescriptionProblem, parse_channels, pars
 from autoseg.domain.values import Value, validation_problems
 
 _IMAGE_COLUMN = re.compile(r"^image_(\d+)$")
-_COLUMNS_HINT = "Columns are id, image (or image_0, image_1, ...), label, patient."
+_COLUMNS_HINT = "Columns are id, image (or image_0, image_1, ...), label, patient, annotated."
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class ManifestCase:
     images: tuple[str, ...]
     labels: str | None
     patient: str | None
+    annotated: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ class _CaseEntry(Value):
     images: tuple[str, ...] | None = None
     labels: str | None = None
     patient: str | None = None
+    annotated: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
     def _has_images(self) -> Self:
@@ -92,6 +98,7 @@ class _Description(Value):
     channels: tuple[str | Channel, ...]
     labels: tuple[_LabelEntry, ...]
     ignore: int | None = None
+    regions_class_order: tuple[int, ...] | None = None
 
 
 class _JsonManifest(_Description):
@@ -114,7 +121,8 @@ def read_json_manifest(path: Path, data: dict[str, Any]) -> Manifest:
     except ValidationError as problem:
         raise DescriptionProblem(validation_problems(problem)) from None
     cases = tuple(
-        ManifestCase(item.id, item.images or (item.image or "",), item.labels, item.patient) for item in content.cases
+        ManifestCase(item.id, item.images or (item.image or "",), item.labels, item.patient, item.annotated)
+        for item in content.cases
     )
     return Manifest(content.name or path.stem, _channels(content), labels, cases)
 
@@ -128,7 +136,7 @@ def _channels(content: _Description) -> tuple[Channel, ...]:
 def _schema(content: _Description) -> LabelSchema:
     foreground = [item for item in content.labels if item.all_values != (0,)]  # a background entry says nothing new
     classes = tuple(LabelClass(name=item.name, values=item.all_values) for item in foreground)
-    return LabelSchema(classes=classes, ignore=content.ignore)
+    return LabelSchema(classes=classes, ignore=content.ignore, regions_class_order=content.regions_class_order)
 
 
 def read_csv_manifest(path: Path) -> Manifest:
@@ -155,7 +163,9 @@ def read_csv_manifest(path: Path) -> Manifest:
         if not values.get("id") or not all(images) or "(more)" in row:
             problems.append(f"line {number}: expected an id and {', '.join(image_columns)}, got {list(row.values())}")
             continue
-        cases.append(ManifestCase(values["id"], images, values.get("label") or None, values.get("patient") or None))
+        label, patient, names = (values.get(column) or None for column in ("label", "patient", "annotated"))
+        annotated = None if names is None else tuple(name.strip() for name in names.split(";") if name.strip())
+        cases.append(ManifestCase(values["id"], images, label, patient, annotated))
     if problems:
         raise DescriptionProblem(problems)
     return Manifest(name, channels, labels, tuple(cases))
@@ -166,7 +176,9 @@ def _image_columns(columns: Sequence[str]) -> list[str]:
         (item for item in columns if _IMAGE_COLUMN.match(item)), key=lambda item: int(item[len("image_") :])
     )
     problems = []
-    unknown = [item for item in columns if item not in ("id", "image", "label", "patient", "(more)", *numbered)]
+    unknown = [
+        item for item in columns if item not in ("id", "image", "label", "patient", "annotated", "(more)", *numbered)
+    ]
     if unknown:
         problems.append(f"unknown columns: {', '.join(unknown)}")
     if "id" not in columns:

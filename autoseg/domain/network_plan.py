@@ -89,7 +89,8 @@ class NetworkPlan(Value):
     Attributes:
         in_channels: Channels of the input.
         num_classes: Channels of the output: classes, background included, or what `output` says.
-        output: "classes", or "channels" of something else (an image, noise, a velocity).
+        output: "classes", of which a voxel has one; "regions", of which it may have several, without a background; or
+            "channels" of something else (an image, noise, a velocity).
         patch_size: Two or three entries; the number of entries is the dimension of the network.
         features_per_stage: Channels of each resolution stage, finest first.
         strides: Per stage, the step *into* it; the first is all ones.
@@ -146,7 +147,7 @@ class NetworkPlan(Value):
 
     in_channels: int = Field(ge=1)
     num_classes: int = Field(ge=1)
-    output: Literal["classes", "channels"] = "classes"
+    output: Literal["classes", "regions", "channels"] = "classes"
     patch_size: Ints
     features_per_stage: Ints
     strides: tuple[Ints, ...]

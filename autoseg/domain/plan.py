@@ -189,7 +189,7 @@ class Configuration(Value):
 
     Attributes:
         previous_stage: The configuration whose label map is a further input of this one, one channel a foreground
-            class (a cascade); None for a network that sees the image alone.
+            class (of regions: a label value), a cascade; None for a network that sees the image alone.
     """
 
     preprocess: PreprocessPlan
@@ -221,8 +221,13 @@ class Configuration(Value):
 
     @property
     def num_previous_channels(self) -> int:
-        """Input channels that hold the previous stage's label map: one a foreground class, or none."""
-        return 0 if self.previous_stage is None else self.network.num_classes - 1
+        """Input channels that hold the previous stage's label map: one a foreground class or value, or none."""
+        if self.previous_stage is None:
+            return 0
+        if self.network.output == "regions":
+            # Label values are not as many as regions; the plan, which knows the labels, checks this number.
+            return max(1, self.network.in_channels - len(self.preprocess.normalization))
+        return self.network.num_classes - 1
 
 
 class Decision(Value):
@@ -298,11 +303,21 @@ class Plan(Value):
                 raise ValueError(f"{name} needs the configuration {previous!r} as its previous stage")
             if previous is not None and self.configurations[previous].previous_stage is not None:
                 raise ValueError(f"{name} cannot come after {previous}, a cascade itself: a cascade has two stages")
-            if configuration.network.num_classes != self.labels.num_classes:
-                raise ValueError(
-                    f"{name} has {configuration.network.num_classes} outputs, the labels need {self.labels.num_classes}"
-                )
+            self._require_outputs_of_labels(name, configuration)
         return self
+
+    def _require_outputs_of_labels(self, name: str, configuration: Configuration) -> None:
+        network, labels = configuration.network, self.labels
+        if (network.output == "regions") != labels.has_regions:
+            kind = "regions" if labels.has_regions else "classes"
+            raise ValueError(f"{name} has an output of {network.output}, the labels are {kind}")
+        if network.num_classes != labels.num_outputs:
+            raise ValueError(f"{name} has {network.num_classes} outputs, the labels need {labels.num_outputs}")
+        if configuration.previous_stage is not None and configuration.num_previous_channels != labels.num_values - 1:
+            raise ValueError(
+                f"{name} takes {configuration.num_previous_channels} channels of its previous stage, the labels need "
+                f"{labels.num_values - 1}"
+            )
 
     @property
     def default_configuration(self) -> str:

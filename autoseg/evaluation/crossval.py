@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -68,6 +69,7 @@ class ClassSummary(Value):
         num_missed: Those of them where nothing was predicted.
         num_absent: Cases without the class.
         num_spurious: Those of them where it was predicted all the same.
+        num_unannotated: Cases whose reference says nothing about the class; they count nowhere else.
         metrics: One entry a name of `METRIC_NAMES`, in that order.
     """
 
@@ -76,6 +78,7 @@ class ClassSummary(Value):
     num_missed: int
     num_absent: int
     num_spurious: int
+    num_unannotated: int = 0
     metrics: tuple[MetricSummary, ...]
 
     def metric(self, name: str) -> MetricSummary:
@@ -156,7 +159,7 @@ def summarise(cases: Sequence[CaseMetrics], class_names: Sequence[str]) -> Summa
     """Summarise every class over the cases that contain it."""
     classes = []
     for index, name in enumerate(class_names):
-        rows = [case.classes[index] for case in cases]
+        rows = [case.classes[index] for case in cases if case.classes[index].presence != "unannotated"]
         present = [row for row in rows if row.reference_vox > 0]
         classes.append(
             ClassSummary(
@@ -165,6 +168,7 @@ def summarise(cases: Sequence[CaseMetrics], class_names: Sequence[str]) -> Summa
                 num_missed=sum(row.presence == "missed" for row in rows),
                 num_absent=len(rows) - len(present),
                 num_spurious=sum(row.presence == "spurious" for row in rows),
+                num_unannotated=len(cases) - len(rows),
                 metrics=tuple(
                     _summarise_metric(metric, [getattr(row, metric) for row in present]) for metric in METRIC_NAMES
                 ),
@@ -231,6 +235,7 @@ def evaluate_cases(
     tolerance_mm: float | Mapping[str, float],
     workers: int = 1,
     progress: Progress | None = None,
+    annotated: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Evaluation:
     """Compare predicted label maps with references.
 
@@ -240,6 +245,7 @@ def evaluate_cases(
         tolerance_mm: Of the surface Dice: one value for all classes, or one for each by name.
         workers: Threads; at most so many cases are in memory.
         progress: Told after each case.
+        annotated: Names of the classes that were annotated, of the cases in which not all were.
 
     Raises:
         DatasetError: Cases that could not be compared, all listed, after the others were.
@@ -251,7 +257,9 @@ def evaluate_cases(
     rows: list[CaseMetrics] = []
     problems: list[str] = []
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        waiting: set[Future[CaseMetrics]] = {pool.submit(_evaluate_case, pair, schema, tolerances) for pair in wanted}
+        waiting: set[Future[CaseMetrics]] = {
+            pool.submit(_evaluate_case, pair, schema, tolerances, annotated.get(pair[0])) for pair in wanted
+        }
         try:
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -275,7 +283,9 @@ def _collect(future: Future[CaseMetrics], rows: list[CaseMetrics], problems: lis
         problems.append(str(problem))
 
 
-def _evaluate_case(pair: Pair, schema: LabelSchema, tolerance_mm: Mapping[str, float]) -> CaseMetrics:
+def _evaluate_case(
+    pair: Pair, schema: LabelSchema, tolerance_mm: Mapping[str, float], annotated: Collection[str] | None
+) -> CaseMetrics:
     """Metrics of one case.
 
     Raises:
@@ -287,9 +297,8 @@ def _evaluate_case(pair: Pair, schema: LabelSchema, tolerance_mm: Mapping[str, f
         prediction, _ = read_labels(prediction_path, geometry)
         _require_declared(reference, schema, f"the reference {reference_path}")
         _require_declared(prediction, schema, f"the prediction {prediction_path}")
-        return CaseMetrics(
-            case=case, classes=case_metrics(prediction, reference, schema, geometry.spacing_mm, tolerance_mm)
-        )
+        classes = case_metrics(prediction, reference, schema, geometry.spacing_mm, tolerance_mm, annotated)
+        return CaseMetrics(case=case, classes=classes)
     except AutosegError as problem:
         raise DatasetError(f"{case}: {problem}") from problem
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +31,12 @@ class References:
     Attributes:
         files: By case id.
         schema: None when no data set says what the values mean.
+        annotated: Names of the classes that were annotated, of the cases in which not all were.
     """
 
     files: Mapping[str, Path]
     schema: LabelSchema | None
+    annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def evaluate_folder(
@@ -66,9 +68,13 @@ def evaluate_folder(
     predicted = _by_stem(_label_maps(predictions))
     if predictions.is_file() and len(found.files) == 1:
         # Two files are meant for each other whatever they are called.
-        files: Mapping[str, Path] = {next(iter(predicted)): next(iter(found.files.values()))}
+        (stem,), (case_id,) = predicted, found.files
+        files: Mapping[str, Path] = {stem: found.files[case_id]}
+        annotated: Mapping[str, tuple[str, ...]] = (
+            {stem: found.annotated[case_id]} if case_id in found.annotated else {}
+        )
     else:
-        files = found.files
+        files, annotated = found.files, found.annotated
     unknown = sorted(set(predicted) - set(files))
     if unknown:
         raise DatasetError(
@@ -82,7 +88,7 @@ def evaluate_folder(
         grids = [read_header(path).geometry for path in used.values()]
         tolerance_mm = default_tolerance_mm([grid.spacing_mm for grid in grids], [grid.shape for grid in grids])
     pairs = [(stem, predicted[stem], used[stem]) for stem in predicted]
-    evaluation = evaluate_cases(pairs, schema, tolerance_mm, workers, progress)
+    evaluation = evaluate_cases(pairs, schema, tolerance_mm, workers, progress, annotated)
     return evaluation.model_copy(update={"not_predicted": tuple(sorted(set(files) - set(predicted)))})
 
 
@@ -100,13 +106,19 @@ def find_references(reference: Path) -> References:
     folder = reference if reference.is_dir() else reference.parent
     for candidate in (folder, *folder.resolve().parents[: _LEVELS_SEARCHED - 1]):
         if (candidate / DATASET_FILE).is_file():
-            return References(files, load_dataset(candidate / DATASET_FILE, need_files=False).labels)
+            dataset = load_dataset(candidate / DATASET_FILE, need_files=False)
+            return References(files, dataset.labels, _annotated(dataset))
     return References(files, None)
 
 
 def _of_dataset(dataset: Dataset) -> References:
     labelled = [case for case in (*dataset.cases, *dataset.test_cases) if case.labels is not None]
-    return References({case.id: Path(case.labels) for case in labelled if case.labels is not None}, dataset.labels)
+    files = {case.id: Path(case.labels) for case in labelled if case.labels is not None}
+    return References(files, dataset.labels, _annotated(dataset))
+
+
+def _annotated(dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    return {case.id: case.annotated for case in dataset.cases if case.annotated is not None}
 
 
 def _label_maps(path: Path) -> tuple[Path, ...]:

@@ -21,13 +21,15 @@ only the prediction      0          0                    None
 neither                  None       None                 None
 =======================  =========  ===================  ============================
 
-Means over cases take the cases whose reference contains the class. Voxels with the ignore value in the reference are
-emptied in both maps. An axis of one voxel (a picture) has no surface across it: contours are compared there.
+Means over cases take the cases whose reference contains the class. Where a class was not annotated in a case nothing of
+it is defined there. Regions are compared as regions: a voxel is in one when its value is one of the region's. Voxels
+with the ignore value in the reference are emptied in both maps. An axis of one voxel (a picture) has no surface across
+it: contours are compared there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -39,7 +41,7 @@ from autoseg.domain.values import Value
 from autoseg.errors import GeometryError
 from autoseg.evaluation.surfaces import compare, surfaces
 
-Presence = Literal["both", "missed", "spurious", "absent"]
+Presence = Literal["both", "missed", "spurious", "absent", "unannotated"]
 Box = tuple[slice, ...]
 
 _MIN_SURFACE_AXES = 2
@@ -52,7 +54,8 @@ class ClassMetrics(Value):
 
     Attributes:
         name: The class.
-        presence: "both"; "missed": only in the reference; "spurious": only in the prediction; "absent": in neither.
+        presence: "both"; "missed": only in the reference; "spurious": only in the prediction; "absent": in neither;
+            "unannotated": the reference says nothing about the class, so no metric is defined.
         dice: 0 ... 1.
         iou: 0 ... 1.
         surface_dice: 0 ... 1, at the tolerance.
@@ -89,6 +92,7 @@ def case_metrics(
     schema: LabelSchema,
     spacing_mm: Sequence[float],
     tolerance_mm: Mapping[str, float],
+    annotated: Collection[str] | None = None,
 ) -> tuple[ClassMetrics, ...]:
     """Compare two label maps on one grid, for every class of the schema in its order.
 
@@ -98,6 +102,7 @@ def case_metrics(
         schema: The classes.
         spacing_mm: Voxel size along I, J, K.
         tolerance_mm: For the surface Dice, by class name; every class needs an entry.
+        annotated: Names of the classes that the reference annotates; None: all.
 
     Raises:
         GeometryError: The shapes differ.
@@ -115,6 +120,9 @@ def case_metrics(
     axes = _surface_axes(reference.shape)
     rows = []
     for item in schema.classes:
+        if annotated is not None and item.name not in annotated:
+            rows.append(_unannotated(item.name))
+            continue
         codes = [values.index(value) + 1 for value in item.values]
         box = _union([found[code - 1] for found in boxes for code in codes])
         predicted, actual = (_mask(labels[box], codes) for labels in maps)
@@ -192,6 +200,19 @@ def _class_metrics(
         reference_vox=num_actual,
         prediction_vox=num_predicted,
         overlap_vox=overlap,
+    )
+
+
+def _unannotated(name: str) -> ClassMetrics:
+    return ClassMetrics(
+        name=name,
+        presence="unannotated",
+        **dict.fromkeys(METRIC_NAMES),
+        reference_mm3=0.0,
+        prediction_mm3=0.0,
+        reference_vox=0,
+        prediction_vox=0,
+        overlap_vox=0,
     )
 
 

@@ -21,11 +21,14 @@ _CHUNK_VOXELS = 2**22
 
 LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
 
+# The smallest integers with a bit for every region; see `regions.MOST_REGIONS`.
+_CODES = ((8, torch.uint8), (15, torch.int16), (31, torch.int32), (63, torch.int64))
+
 
 def labels_from_stream(
     stream: Iterator[tuple[int, int, Tensor]], axis: int, trail: Trail, plan: PreprocessPlan, schema: LabelSchema
 ) -> LabelMap:
-    """Resample logits to the crop's own grid and keep the winning class, slab by slab and class by class.
+    """Resample logits to the crop's own grid and keep what wins there, slab by slab and class by class.
 
     Args:
         stream: Start, stop and logits (K, D, H, W) of consecutive rows along `axis` of the prepared grid.
@@ -36,20 +39,23 @@ def labels_from_stream(
 
     Returns:
         (I, J, K) label values on the file's grid, 0 outside the crop; uint8 where all values fit, else uint16.
-        Where two classes are equal the earlier one wins.
+        Where two classes are equal the earlier one wins. A region is predicted where its logit is above 0 (a
+        probability of one half); which value a combination of regions has, the schema says.
     """
     change = trail.change_back(plan)
     table = schema.decode_table()
     # Fortran order is how NIfTI lies on disk, and makes rows of Z, Y, X contiguous.
     labels: LabelMap = np.zeros(trail.geometry.shape, table.dtype, order="F")
     rows_of = np.moveaxis(to_network_axes(labels, trail)[trail.crop_box], axis, 0)
-    resamplers = [SlabResampler(change, axis) for _ in range(schema.num_classes)]
-    chunk = _rows_per_chunk(change, axis)
+    resamplers = [SlabResampler(change, axis) for _ in range(schema.num_outputs)]
+    chunk, is_regions = _rows_per_chunk(change, axis), schema.has_regions
     for _, _, slab in stream:
         for logits in torch.split(slab, chunk, dim=axis + 1):
-            start, stop, winners = _winning_classes(resamplers, logits)
-            if winners is not None:
-                rows_of[start:stop] = np.moveaxis(table[winners.cpu().numpy()], axis, 0)
+            start, stop, found = _regions(resamplers, logits) if is_regions else _winning_classes(resamplers, logits)
+            if found is not None:
+                numbers = found.cpu().numpy()
+                values = schema.decode_regions(numbers) if is_regions else table[numbers]
+                rows_of[start:stop] = np.moveaxis(values, axis, 0)
     return labels
 
 
@@ -69,3 +75,14 @@ def _winning_classes(resamplers: Sequence[SlabResampler], logits: Tensor) -> tup
         winners.masked_fill_(values > best, index)
         best = torch.maximum(best, values)
     return start, stop, winners if start < stop else None
+
+
+def _regions(resamplers: Sequence[SlabResampler], logits: Tensor) -> tuple[int, int, Tensor | None]:
+    """The same of regions: bit i is set where the logit of region i is above 0."""
+    start, stop, values = resamplers[0].push(logits[0])
+    dtype = next(dtype for bits, dtype in _CODES if len(resamplers) <= bits)
+    codes = (values > 0).to(dtype)
+    for index, resampler in enumerate(resamplers[1:], start=1):
+        start, stop, values = resampler.push(logits[index])
+        codes |= (values > 0).to(dtype) << index
+    return start, stop, codes if start < stop else None

@@ -50,7 +50,7 @@ def averaged(networks: Sequence[nn.Module], settings: Configuration, device: tor
     def forward(tiles: Tensor) -> Tensor:
         x = tiles.to(device)
         if is_cascade:
-            x = torch.cat([x[:, :-1], one_hot(x[:, -1], settings.network.num_classes)], dim=1)
+            x = torch.cat([x[:, :-1], one_hot(x[:, -1], settings.num_previous_channels + 1)], dim=1)
         x = x.to(torch.bfloat16 if is_cast else torch.float32)
         if dims == 2:
             x = x.squeeze(2)

@@ -1,7 +1,8 @@
 """The cache of preprocessed cases: one safetensors file a case, written atomically, read box by box.
 
 A file holds `image` (C, D, H, W) float32, `labels` (D, H, W) int16 and `foreground.N` (n, 3) int32, the positions at
-which a patch may be centred on class N, and, as JSON in its header, the source files it was made from.
+which a patch may be centred on class or region N (0: on any annotated voxel of a case that has others), and, as JSON in
+its header, the source files it was made from.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from autoseg.domain.dataset import IGNORE_INDEX
 from autoseg.errors import DatasetError
 from autoseg.io.cached import ENDING, Header, Source, case_file, open_cached, save_cached, unreadable
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 """Part of every header: a file of another version is never read, but made anew."""
 
 MIN_LOCATIONS = 10_000
@@ -129,8 +131,8 @@ class CaseStore:
         Args:
             case_id: Names the file.
             image: (C, D, H, W).
-            labels: (D, H, W) class indices.
-            foreground: For each class present, (n, 3) positions.
+            labels: (D, H, W) value indices.
+            foreground: For each class present, (n, 3) positions; see `foreground_locations`.
             spacing_mm: Voxel size in network axis order.
             sources: What it was made from.
 
@@ -172,27 +174,39 @@ class CaseStore:
 
 
 def foreground_locations(
-    labels: NDArray[np.int16], num_classes: int, rng: np.random.Generator
+    labels: NDArray[np.int16], num_values: int, rng: np.random.Generator, regions: NDArray[np.bool_] | None = None
 ) -> dict[int, NDArray[np.int32]]:
-    """Positions of each foreground class, enough of them to centre patches on.
+    """Positions of each foreground class or region, enough of them to centre patches on.
 
     Args:
-        labels: (D, H, W) class indices.
-        num_classes: Background included.
+        labels: (D, H, W) value indices.
+        num_values: Background included.
         rng: Draws the positions of large classes, without replacement.
+        regions: (K, num_values) bool, which value indices each region holds; None of ordinary classes.
 
     Returns:
-        For each class present, in ascending order, (n, 3) int32: all its voxels where it has at most `MIN_LOCATIONS`,
-        else the larger of that many and `LOCATIONS_FRACTION` of them.
+        For each class present, counted from 1 and in ascending order, (n, 3) int32: all its voxels where it has at most
+        `MIN_LOCATIONS`, else the larger of that many and `LOCATIONS_FRACTION` of them. Where some voxels have the
+        ignore index, the same of all others together, under 0.
     """
     found: dict[int, NDArray[np.int32]] = {}
     flat = np.ascontiguousarray(labels).reshape(-1)
-    for index in range(1, num_classes):
-        positions = np.flatnonzero(flat == index)
+
+    def keep(index: int, places: NDArray[np.bool_]) -> None:
+        positions = np.flatnonzero(places)
         if not len(positions):
-            continue
+            return
         wanted = max(MIN_LOCATIONS, ceil(LOCATIONS_FRACTION * len(positions)))
         if wanted < len(positions):
             positions = np.sort(rng.choice(positions, wanted, replace=False, shuffle=False))
         found[index] = np.stack(np.unravel_index(positions, labels.shape), axis=1).astype(np.int32)
-    return found
+
+    if regions is None:
+        for index in range(1, num_values):
+            keep(index, flat == index)
+    else:
+        for index, row in enumerate(regions, start=1):
+            keep(index, np.isin(flat, np.flatnonzero(row)))
+    if flat.size and int(flat.min()) == IGNORE_INDEX:
+        keep(0, flat != IGNORE_INDEX)
+    return dict(sorted(found.items()))

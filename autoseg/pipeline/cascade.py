@@ -100,7 +100,8 @@ def _predictions(
         maps = {
             case_id: folder / VALIDATION_FOLDER / f"{case_id}{dataset.file_ending}" for case_id in sorted(needed[fold])
         }
-        problem = _problem(folder, splits[fold], maps)
+        members = FoldCases(splits[fold].train, splits[fold].validation, annotated=dataset.annotated_rows)
+        problem = _problem(folder, members, maps)
         if problem:
             problems[fold] = problem
             continue
@@ -118,13 +119,12 @@ def _predictions(
     return found
 
 
-def _problem(folder: Path, cases: Fold, maps: Mapping[str, Path]) -> str:
+def _problem(folder: Path, cases: FoldCases, maps: Mapping[str, Path]) -> str:
     """Why a fold cannot give its validation predictions; empty when it can."""
     if not is_trained(folder):
         return "is not trained"
     record = read_run(folder)
-    digest = FoldCases(cases.train, cases.validation).digest
-    if record is not None and record.cases_digest not in ("", digest):
+    if record is not None and record.cases_digest not in ("", cases.digest):
         return "was trained with other cases than it has in the splits now; train it with --restart"
     summary = folder / VALIDATION_FOLDER / VALIDATION_SUMMARY_FILE
     if not summary.is_file() or read_json(summary).get("weights_sha256") != read_card(folder).weights_sha256:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.domain.dataset import Case, Dataset
-from autoseg.errors import AutosegError, ConfigError, DatasetError
+from autoseg.errors import AutosegError, DatasetError
 from autoseg.runtime import NoProgress, Progress, num_cpus
 
 R = TypeVar("R")
@@ -67,13 +67,9 @@ def map_cases(
     return tuple(results[case.id] for case in cases)
 
 
-def require_trainable(dataset: Dataset, where: Path) -> None:
-    """Refuse classes that cannot be measured or trained yet; a plan alone can be made of them, from a fingerprint."""
-    if dataset.labels.has_regions:
-        raise ConfigError(
-            f"{where} declares regions (classes that join several label values), which cannot be trained yet",
-            hint="Give each class one label value.",
-        )
+def annotated_names(cases: Iterable[Case]) -> dict[str, tuple[str, ...]]:
+    """The classes that were annotated, of the cases in which not all were, by case id."""
+    return {case.id: case.annotated for case in cases if case.annotated is not None}
 
 
 def labels_of(case: Case) -> Path:
@@ -84,7 +80,7 @@ def labels_of(case: Case) -> Path:
 
 
 def encode_labels(dataset: Dataset, case: Case, labels: NDArray[np.integer]) -> NDArray[np.int16]:
-    """Class indices of a case's label values; DatasetError names the file with undeclared ones."""
+    """Value indices of a case's label values; DatasetError names the file with undeclared ones."""
     try:
         return dataset.labels.encode(labels)
     except ValueError as problem:

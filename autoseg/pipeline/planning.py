@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autoseg.checking.doctor import check_dataset
 from autoseg.checking.findings import CheckReport
 from autoseg.config import PlanSettings, Settings
@@ -18,7 +20,7 @@ from autoseg.errors import PlanError
 from autoseg.io.files import read_json
 from autoseg.io.images import read_case, read_labels
 from autoseg.io.run_folder import RunFolder
-from autoseg.pipeline.cases import SILENT, encode_labels, labels_of, map_cases, require_trainable
+from autoseg.pipeline.cases import SILENT, encode_labels, labels_of, map_cases
 from autoseg.pipeline.forecast import Measurements, earlier_forecast, make_forecast
 from autoseg.pipeline.host import Target, budget_of
 from autoseg.pipeline.measuring import with_measured_step
@@ -52,7 +54,12 @@ def measure(dataset: Dataset, *, progress: Progress = SILENT) -> Fingerprint:
     def measure_one(case: Case) -> CaseStats:
         volume = read_case(case, len(channels))
         labels, _ = read_labels(labels_of(case), volume.geometry)
-        return measure_case(volume, encode_labels(dataset, case, labels), case.id, schema.num_classes)
+        found = measure_case(volume, encode_labels(dataset, case, labels), case.id, schema.num_values)
+        counts = schema.region_table()[:, 1:] @ np.array(found.class_voxels)
+        known = schema.annotated_row(case.annotated)
+        # Voxels of a class that was not annotated in this case are strays: the case says nothing about it.
+        voxels = tuple(int(count) if is_known else 0 for count, is_known in zip(counts, known, strict=True))
+        return found.model_copy(update={"class_voxels": voxels})
 
     stats = map_cases(measure_one, dataset.cases, description="Measuring", progress=progress)
     return merge(stats, channels, schema.num_classes)
@@ -87,7 +94,6 @@ def plan(
     target, rules = Target.of(settings.train), preset_rules(settings.plan.preset)
     dataset = load_dataset(dataset_path, need_files=fingerprint_file is None)
     if fingerprint_file is None:
-        require_trainable(dataset, dataset_path)
         fingerprint = measure(dataset, progress=progress)
     else:
         fingerprint = import_fingerprint(

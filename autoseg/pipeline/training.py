@@ -18,7 +18,7 @@ from autoseg.io.model import load_model
 from autoseg.io.run_folder import FOLD_ALL, RunFolder
 from autoseg.io.store import CaseStore
 from autoseg.pipeline.cascade import FoldName, OutOfFold, out_of_fold, prepare_maps
-from autoseg.pipeline.cases import SILENT, labels_of, map_cases, require_trainable
+from autoseg.pipeline.cases import SILENT, annotated_names, labels_of, map_cases
 from autoseg.planning.overrides import apply_overrides
 from autoseg.preprocessing.prepare import cache_digest, prepare_case
 from autoseg.runtime import Progress, num_cpus, one_core_each
@@ -119,7 +119,6 @@ def train(
     """
     run_folder = RunFolder(run_path)
     dataset, planned = run_folder.read_dataset(), run_folder.read_plan()
-    require_trainable(dataset, run_folder.dataset_file)
     planned = _with_training_overrides(planned, assignments)
     name = _configuration_name(planned, configuration)
     folds = _choose_folds(run_folder, fold, dataset)
@@ -171,6 +170,7 @@ def _train_one(
         ),
         progress,
         previous,
+        dataset.annotated_rows,
     )
     started = time.monotonic()
     evaluation = validate_fold(
@@ -236,6 +236,7 @@ def validate_fold(
         tolerance_of(run_folder.read_fingerprint()),
         workers=num_cpus(),
         progress=progress,
+        annotated=annotated_names(cases),
     )
     facts = {
         "weights_sha256": model.card.weights_sha256,

@@ -24,7 +24,7 @@ class DatasetChoices:
 
     Attributes:
         limits: What the networks have to fit.
-        num_classes: Background and foreground classes.
+        num_values: Label values, background included: as many as classes, where there are no regions.
         spacing: In the order Z, Y, X.
         order: Z, Y, X (0, 1, 2) in network order.
         target: Target spacing in network order.
@@ -37,7 +37,7 @@ class DatasetChoices:
     rules: PlannerRules
     limits: Limits
     channels: tuple[Channel, ...]
-    num_classes: int
+    num_values: int
     spacing: SpacingChoice
     order: Ints
     target: Floats

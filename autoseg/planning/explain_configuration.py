@@ -301,7 +301,7 @@ def _lowres_spacing(common: DatasetChoices, choices: ConfigurationChoices) -> De
 
 
 def _cascade_input(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
-    channels, classes = len(common.channels), common.num_classes - 1
+    channels, classes = len(common.channels), common.num_values - 1
     return Decision(
         configuration=choices.name,
         topic="input",

@@ -190,13 +190,19 @@ class Ledger:
 def loss_bytes(network: NetworkPlan, batch_size: int, *, batch_dice: bool) -> int:
     """What Dice + cross-entropy keeps, over every output of deep supervision that has a weight.
 
-    Log-probabilities and probabilities in float32, the labels as indices, and masks.
+    Of classes: log-probabilities and probabilities in float32, the labels as indices, and masks. Of regions: logits and
+    probabilities in float32, and masks.
     """
     num_outputs = max(network.num_levels, 1) if network.deep_supervision else 1
-    classes = network.num_classes
-    a_voxel = classes * FLOAT32_BYTES + (classes - 1) * FLOAT32_BYTES + INDEX_BYTES + (classes - 1) + 1
-    # A numerator and a denominator of Dice for each class; sum of weights and number of voxels of the cross-entropy.
-    a_level = 2 * (1 if batch_dice else batch_size) * (classes - 1) * FLOAT32_BYTES + FLOAT32_BYTES + INDEX_BYTES
+    outputs = network.num_classes
+    if network.output == "regions":
+        scored, labels, weights = outputs, 0, 0
+    else:
+        # Dice leaves the background out; the cross-entropy keeps its sum of weights.
+        scored, labels, weights = outputs - 1, INDEX_BYTES, FLOAT32_BYTES
+    a_voxel = outputs * FLOAT32_BYTES + scored * FLOAT32_BYTES + labels + scored + 1
+    # A numerator and a denominator of Dice for each class; the number of voxels of the cross-entropy.
+    a_level = 2 * (1 if batch_dice else batch_size) * scored * FLOAT32_BYTES + weights + INDEX_BYTES
     return sum(
         batch_size * prod(network.size_at(level)) * a_voxel + a_level
         # The coarsest output has the weight 0.

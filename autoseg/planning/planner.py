@@ -99,7 +99,7 @@ def _dataset_choices(
     rules: PlannerRules,
     budget: Budget,
 ) -> DatasetChoices:
-    # nnU-Net counts the ignore label as an output when it estimates memory.
+    # nnU-Net counts every label as an output when it estimates memory: background and ignore, for regions too.
     limits = _limits(budget, rules, labels.num_classes + (labels.ignore is not None), len(channels))
     require_possible(fingerprint)
     if len(channels) != len(fingerprint.channels) or labels.num_classes != fingerprint.num_classes:
@@ -115,7 +115,7 @@ def _dataset_choices(
         rules=rules,
         limits=limits,
         channels=channels,
-        num_classes=labels.num_classes,
+        num_values=labels.num_values,
         spacing=spacing,
         order=order,
         target=tuple(spacing.target[axis] for axis in order),
@@ -132,7 +132,7 @@ def _search(common: DatasetChoices, dims: int) -> PatchSearch:
 
 def _search_cascade(common: DatasetChoices, fullres: PatchSearch) -> PatchSearch:
     """As at full resolution; where time is limited, the further input channels may cost some of the patch."""
-    limits = replace(common.limits, in_channels=common.limits.in_channels + common.num_classes - 1)
+    limits = replace(common.limits, in_channels=common.limits.in_channels + common.num_values - 1)
     return search_patch(fullres.spacing, fullres.median_shape, limits, common.rules)
 
 
@@ -182,7 +182,7 @@ def _kept_axis(common: DatasetChoices, name: str) -> int | None:
 def _configuration(common: DatasetChoices, choices: ConfigurationChoices, labels: LabelSchema) -> Configuration:
     topology, rules = choices.search.topology, common.rules
     first, second, third = (2 - axis for axis in common.order)  # Z, Y, X are the canonical axes 2, 1, 0
-    num_previous = 0 if choices.previous_stage is None else labels.num_classes - 1
+    num_previous = 0 if choices.previous_stage is None else labels.num_values - 1
     return Configuration(
         preprocess=PreprocessPlan(
             axis_order=(first, second, third),
@@ -191,7 +191,8 @@ def _configuration(common: DatasetChoices, choices: ConfigurationChoices, labels
         ),
         network=NetworkPlan(
             in_channels=len(common.channels) + num_previous,
-            num_classes=labels.num_classes,
+            num_classes=labels.num_outputs,
+            output="regions" if labels.has_regions else "classes",
             patch_size=topology.patch_size,
             features_per_stage=choices.search.features,
             strides=topology.strides,

@@ -54,18 +54,19 @@ def _intensity(values: NDArray[np.generic]) -> IntensityStats:
     )
 
 
-def measure_case(volume: Volume, labels: NDArray[np.integer], case_id: str, num_classes: int) -> CaseStats:
+def measure_case(volume: Volume, labels: NDArray[np.integer], case_id: str, num_values: int) -> CaseStats:
     """Measure one case.
 
     Args:
         volume: (C, I, J, K) as in the file.
-        labels: (I, J, K) class indices, as `LabelSchema.encode` gives them; negative where nobody annotated.
+        labels: (I, J, K) value indices, as `LabelSchema.encode` gives them; negative where nobody annotated.
         case_id: For the record and for messages.
-        num_classes: Background and foreground classes.
+        num_values: Value indices, background included: of ordinary classes as many as classes.
 
     Returns:
-        Shapes and spacing in the order Z, Y, X of canonical axes. Intensities are those of voxels of any foreground
-        class inside the box around the non-zero voxels; voxels that nobody annotated do not count (nnU-Net's do).
+        Shapes and spacing in the order Z, Y, X of canonical axes, voxels by value index. Intensities are those of
+        voxels of any foreground value inside the box around the non-zero voxels; voxels that nobody annotated do not
+        count (nnU-Net's do).
 
     Raises:
         DatasetError: The labels have another shape, or labelled voxels are NaN or infinite.
@@ -93,7 +94,7 @@ def measure_case(volume: Volume, labels: NDArray[np.integer], case_id: str, num_
                 hint="Run `autoseg check` on the data set; it lists every such case.",
             )
         intensities.append(_intensity(values))
-    counts = np.bincount(labels[labels > 0].ravel(), minlength=num_classes)[1:num_classes]
+    counts = np.bincount(labels[labels > 0].ravel(), minlength=num_values)[1:num_values]
     return CaseStats(
         case=case_id,
         spacing_mm=(PICTURE_DEPTH_MM if geometry.is_2d else spacing[zyx[0]], spacing[zyx[1]], spacing[zyx[2]]),

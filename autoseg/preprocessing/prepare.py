@@ -84,18 +84,19 @@ def _fill(
     values, _ = read_labels(labels_file, volume.geometry)
     try:
         indices = schema.encode(values)
-        prepared = apply(volume, plan, indices, schema.num_classes, device)
+        prepared = apply(volume, plan, indices, schema.num_values, device)
     except ValueError as problem:
         raise DatasetError(f"case {case.id}: {problem} (in {labels_file})") from None
     except DatasetError as problem:
         raise DatasetError(f"case {case.id}: {problem.message}", hint=problem.hint) from None
     assert prepared.labels is not None
+    regions = schema.region_table() if schema.has_regions else None
     draws = runtime.rng(_LOCATIONS_SEED, runtime.STAGE_SAMPLE, crc32(case.id.encode()))
     store.write(
         case.id,
         prepared.image,
         prepared.labels,
-        foreground_locations(prepared.labels, schema.num_classes, draws),
+        foreground_locations(prepared.labels, schema.num_values, draws, regions),
         spacing_mm=prepared.trail.target_spacing,
         sources=sources,
     )

@@ -1,7 +1,7 @@
 """The label map of a cascade's previous stage on its way into the network, the same for training and prediction.
 
 It comes on the file's grid, is brought to the grid of the prepared image as labels are, and becomes one channel a
-foreground class when a patch has been cut.
+foreground class (of regions: a label value, as in nnU-Net) when a patch has been cut.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def previous_map(values: NDArray[np.integer], trail: Trail, plan: PreprocessPlan
         schema: What label values mean.
 
     Returns:
-        (D, H, W) class indices, uint8 where all fit, else int16.
+        (D, H, W) value indices, uint8 where all fit, else int16.
 
     Raises:
         ValueError: A value is not declared.
     """
     indices = prepare_labels(schema.encode(values), trail, plan)
-    return indices.astype(np.uint8) if fits_in_bytes(schema.num_classes) else indices
+    return indices.astype(np.uint8) if fits_in_bytes(schema.num_values) else indices
 
 
 def fits_in_bytes(num_classes: int) -> bool:

@@ -141,7 +141,8 @@ def _read_scene(row: CaseRow, case: Case, schema: LabelSchema, num_channels: int
     prediction = _canonical(read_labels(row.prediction, geometry)[0], geometry)
     channels = [_canonical(channel, geometry) for channel in image]
     wrong = np.zeros(reference.shape, np.bool_)
-    for item in schema.classes:
+    known = schema.annotated_row(case.annotated)
+    for item in (item for item, is_known in zip(schema.classes, known, strict=True) if is_known):
         wrong |= np.isin(reference, item.values) != np.isin(prediction, item.values)
     if schema.ignore is not None:
         wrong &= reference != schema.ignore

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import numpy as np
@@ -39,6 +39,7 @@ class RawSample:
         image: (C, *source) float32.
         labels: (*source) int16.
         previous: Of a cascade: the previous stage's label map on the patch; None where there is no such stage.
+        annotated: Which classes were annotated in its case; None where all cases were annotated in full.
     """
 
     spec: SampleSpec
@@ -47,6 +48,7 @@ class RawSample:
     image: NDArray[np.float32]
     labels: NDArray[np.int16]
     previous: PreviousPatch | None = None
+    annotated: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,13 +57,15 @@ class Batch:
 
     Attributes:
         images: (N, C, *patch) float32; in a cascade the channels of the previous stage come last.
-        labels: (N, *patch) int16 class indices.
+        labels: (N, *patch) int16 value indices.
         case_ids: Of the samples.
+        annotated: (N, foreground classes) bool, which classes were annotated in each sample; None: all in all.
     """
 
     images: Tensor
     labels: Tensor
     case_ids: tuple[str, ...]
+    annotated: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ class BatchReader:
         seed: int,
         stage: int,
         previous: PreviousStage | None = None,
+        annotated: Mapping[str, tuple[bool, ...]] = MappingProxyType({}),
     ) -> Self:
         """The reader of a configuration's training or validation samples.
 
@@ -103,6 +108,7 @@ class BatchReader:
             seed: Of the run.
             stage: `runtime.STAGE_SAMPLE` for training, with augmentation; another without.
             previous: Of a cascade, and only of one.
+            annotated: See `Sampler`.
 
         Raises:
             ConfigError: The configuration has a previous stage of which nothing is known, or the other way round.
@@ -114,8 +120,8 @@ class BatchReader:
         box, fraction = patch_box(network.patch_size), training.foreground_fraction
         maps = None
         if previous is not None:
-            maps = PreviousReader(previous.maps, network.num_classes, augmentation, seed)
-        sampler = Sampler(case_ids, box, training.batch_size, fraction, seed, stage)
+            maps = PreviousReader(previous.maps, part.num_previous_channels + 1, augmentation, seed)
+        sampler = Sampler(case_ids, box, training.batch_size, fraction, seed, stage, annotated)
         return cls(sampler, CasePool(store), network.dims, augmentation, training.steps_per_epoch, maps)
 
     def read(self, step: int) -> list[RawSample]:
@@ -155,6 +161,7 @@ class BatchReader:
             image.reshape(image.shape[0], *image.shape[1 + skipped :]),
             labels.reshape(labels.shape[skipped:]),
             previous,
+            self.sampler.annotated_in(spec.case_id),
         )
 
 
@@ -186,7 +193,13 @@ def assemble(samples: Sequence[RawSample], device: torch.device) -> Batch:
         # After the intensities, which are none of the maps' business.
         maps = torch.stack([_to_device(patch.labels, device) for patch in previous])
         stacked = torch.cat([stacked, one_hot(maps, previous[0].num_classes)], dim=1)
-    return Batch(stacked, torch.stack(labels), tuple(sample.spec.case_id for sample in samples))
+    case_ids = tuple(sample.spec.case_id for sample in samples)
+    return Batch(stacked, torch.stack(labels), case_ids, _annotated(samples, device))
+
+
+def _annotated(samples: Sequence[RawSample], device: torch.device) -> Tensor | None:
+    rows = [sample.annotated for sample in samples if sample.annotated is not None]
+    return torch.tensor(rows, device=device) if rows else None
 
 
 def _to_device(array: NDArray[np.float32] | IndexMap, device: torch.device) -> Tensor:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoseg import runtime
@@ -55,12 +57,22 @@ class Learner:
         device: Where.
         precision: "fp32", "bf16" or "fp16".
         seed: Of the initial weights and of dropout.
+        regions: (K, values) bool, which value indices each region holds; None of ordinary classes.
     """
 
     def __init__(
-        self, network: NetworkPlan, training: TrainingPlan, *, device: torch.device, precision: str, seed: int
+        self,
+        network: NetworkPlan,
+        training: TrainingPlan,
+        *,
+        device: torch.device,
+        precision: str,
+        seed: int,
+        regions: NDArray[np.bool_] | None = None,
     ) -> None:
+        assert (network.output == "regions") == (regions is not None), "the loss must be that of the output"
         self._training = training
+        self.regions = None if regions is None else torch.from_numpy(regions).to(device)
         self._device = device
         self._precision = precision
         self._seed = seed
@@ -97,7 +109,13 @@ class Learner:
         images = channels_last.to_channels_last(batch.images) if is_quick else batch.images
         with runtime.autocast(self._device, self._precision), self._dropout_of(number):
             outputs = self.network(images)
-            loss = supervised_loss(outputs, batch.labels, batch_dice=self._training.batch_dice)
+            loss = supervised_loss(
+                outputs,
+                batch.labels,
+                batch_dice=self._training.batch_dice,
+                regions=self.regions,
+                annotated=batch.annotated,
+            )
         del outputs
         torch.autograd.backward(self._scaler.scale(loss))
         for group in self._optimiser.param_groups:

@@ -1,4 +1,12 @@
-"""Dice + cross-entropy over every output of deep supervision."""
+"""Dice + cross-entropy over every output of deep supervision: of classes, of regions, and of classes partly annotated.
+
+Where a class was not annotated in a sample, its voxels may be labelled as background there. So the sample says nothing
+about that class: of ordinary classes its probability is added to the background's, and a voxel labelled as background
+asks for their sum (marginal loss); of regions its output is left out. Dice counts annotated classes only.
+
+Source: Shi et al. 2021, "Marginal loss and exclusion loss for partially supervised multi-organ segmentation", Medical
+Image Analysis 70, section 3.1 (the exclusion loss is not used); docs/decisions/0020.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +43,7 @@ def downsample(labels: Tensor, size: Sequence[int]) -> Tensor:
     return labels
 
 
-def dice_cross_entropy(logits: Tensor, labels: Tensor, *, batch_dice: bool) -> Tensor:
+def dice_cross_entropy(logits: Tensor, labels: Tensor, *, batch_dice: bool, annotated: Tensor | None = None) -> Tensor:
     """Cross-entropy plus 1 - mean soft Dice of the foreground classes.
 
     Voxels labelled IGNORE_INDEX take no part. (nnU-Net v2 leaves the 1 out: its loss is smaller by exactly 1.)
@@ -44,6 +52,7 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor, *, batch_dice: bool) -> T
         logits: (N, K, *spatial), any float dtype; computed in float32.
         labels: (N, *spatial) class indices, integer.
         batch_dice: Pool Dice over the batch instead of averaging over samples.
+        annotated: (N, K - 1) bool, which foreground classes were annotated in each sample; None: all in all.
 
     Returns:
         A scalar, at least 0.
@@ -51,6 +60,8 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor, *, batch_dice: bool) -> T
     num_classes = logits.shape[1]
     log_probabilities = torch.log_softmax(logits.float().flatten(2), 1)
     targets = labels.flatten(1).long()
+    if annotated is not None:
+        log_probabilities, targets = _with_unknown_in_background(log_probabilities, targets, annotated)
     valid = targets != IGNORE_INDEX
     cross_entropy = functional.nll_loss(log_probabilities, targets, ignore_index=IGNORE_INDEX, reduction="sum")
     cross_entropy = cross_entropy / valid.sum().clamp_min(1)
@@ -61,24 +72,118 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor, *, batch_dice: bool) -> T
     intersection = (probabilities * is_class).sum(2)
     predicted = (probabilities * valid[:, None]).sum(2)
     present = is_class.sum(2)
+    return cross_entropy + 1 - _mean_dice(intersection, predicted, present, batch_dice=batch_dice, annotated=annotated)
+
+
+def dice_binary_cross_entropy(
+    logits: Tensor, labels: Tensor, regions: Tensor, *, batch_dice: bool, annotated: Tensor | None = None
+) -> Tensor:
+    """Binary cross-entropy, averaged over regions and voxels, plus 1 - mean soft Dice of the regions.
+
+    Voxels labelled IGNORE_INDEX take no part. (nnU-Net v2 leaves the 1 out; and where there is an ignore label it adds
+    the binary cross-entropies of the regions up instead of averaging them, so that they weigh more than Dice.)
+
+    Args:
+        logits: (N, K, *spatial), one a region, any float dtype; computed in float32.
+        labels: (N, *spatial) value indices, integer.
+        regions: (K, values) bool, which value indices each region holds.
+        batch_dice: As in `dice_cross_entropy`.
+        annotated: (N, K) bool, which regions were annotated in each sample; None: all in all.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    logits = logits.float().flatten(2)
+    valid, is_inside = region_targets(labels.flatten(1), regions)
+    counted = valid if annotated is None else valid & annotated[:, :, None]
+    # Softplus - x t is the binary cross-entropy without a float copy of the targets.
+    entropies = (functional.softplus(logits) - logits * is_inside) * counted
+    cross_entropy = entropies.sum() / counted.expand_as(logits).sum().clamp_min(1)
+
+    probabilities = torch.sigmoid(logits)
+    intersection = (probabilities * is_inside).sum(2)
+    predicted = (probabilities * valid).sum(2)
+    present = is_inside.sum(2)
+    return cross_entropy + 1 - _mean_dice(intersection, predicted, present, batch_dice=batch_dice, annotated=annotated)
+
+
+def region_targets(labels: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a label map says something, and where each region is.
+
+    Args:
+        labels: (N, *spatial) value indices, integer.
+        regions: (K, values) bool.
+
+    Returns:
+        (N, 1, *spatial) bool, False where nobody annotated; (N, K, *spatial) bool, the regions.
+    """
+    valid = (labels != IGNORE_INDEX)[:, None]
+    is_inside = regions[:, labels.long().clamp_min(0)].movedim(0, 1)
+    return valid, is_inside & valid
+
+
+def _with_unknown_in_background(log_probabilities: Tensor, targets: Tensor, annotated: Tensor) -> tuple[Tensor, Tensor]:
+    """Add the probabilities of classes that were not annotated to the background's, and call their voxels background.
+
+    Args:
+        log_probabilities: (N, K, M).
+        targets: (N, M) class indices or IGNORE_INDEX.
+        annotated: (N, K - 1) bool.
+    """
+    is_unknown = functional.pad(~annotated, (1, 0))
+    in_background = is_unknown.clone()
+    in_background[:, 0] = True
+    background = log_probabilities.masked_fill(~in_background[:, :, None], -torch.inf).logsumexp(1, keepdim=True)
+    log_probabilities = torch.cat([background, log_probabilities[:, 1:]], 1)
+    return log_probabilities, targets.masked_fill(is_unknown.gather(1, targets.clamp_min(0)), 0)
+
+
+def _mean_dice(
+    intersection: Tensor, predicted: Tensor, present: Tensor, *, batch_dice: bool, annotated: Tensor | None
+) -> Tensor:
+    """Mean soft Dice over samples and classes from their (N, K) sums, or over classes pooled over the batch."""
+    counted = annotated
     if batch_dice:
-        intersection, predicted, present = (part.sum(0) for part in (intersection, predicted, present))
+        parts = (intersection, predicted, present)
+        intersection, predicted, present = (
+            part.sum(0) if annotated is None else (part * annotated).sum(0) for part in parts
+        )
+        counted = None if annotated is None else annotated.any(0)
     dice = (2 * intersection + SMOOTH) / (predicted + present + SMOOTH)
-    return cross_entropy + 1 - dice.mean()
+    return dice.mean() if counted is None else (dice * counted).sum() / counted.sum().clamp_min(1)
 
 
-def supervised_loss(outputs: Tensor | Sequence[Tensor], labels: Tensor, *, batch_dice: bool) -> Tensor:
+def level_loss(
+    logits: Tensor, labels: Tensor, *, batch_dice: bool, regions: Tensor | None, annotated: Tensor | None
+) -> Tensor:
+    """The loss of one output: of regions where there are any, else of classes."""
+    if regions is None:
+        return dice_cross_entropy(logits, labels, batch_dice=batch_dice, annotated=annotated)
+    return dice_binary_cross_entropy(logits, labels, regions, batch_dice=batch_dice, annotated=annotated)
+
+
+def supervised_loss(
+    outputs: Tensor | Sequence[Tensor],
+    labels: Tensor,
+    *,
+    batch_dice: bool,
+    regions: Tensor | None = None,
+    annotated: Tensor | None = None,
+) -> Tensor:
     """The weighted sum over the outputs of deep supervision.
 
     Args:
         outputs: Logits, finest first, or those of the finest only.
-        labels: (N, *spatial) class indices on the finest grid.
+        labels: (N, *spatial) value indices on the finest grid.
         batch_dice: As in `dice_cross_entropy`.
+        regions: (K, values) bool, which value indices each region holds; None of ordinary classes.
+        annotated: (N, foreground classes) bool, as in `dice_cross_entropy`.
     """
     levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     total = torch.zeros((), device=labels.device)
     for weight, logits in zip(supervision_weights(len(levels)), levels, strict=True):
         if weight > 0:
             targets = downsample(labels, logits.shape[2:])
-            total = total + weight * dice_cross_entropy(logits, targets, batch_dice=batch_dice)
+            loss = level_loss(logits, targets, batch_dice=batch_dice, regions=regions, annotated=annotated)
+            total = total + weight * loss
     return total

@@ -87,16 +87,21 @@ class FoldCases:
         train: Ids to learn from.
         validation: Ids to look at; may be empty.
         previous_weights: SHA-256 of the previous stage's weights by fold; empty without such a stage.
+        annotated: Of the cases in which not every class was annotated: for each class whether it was.
     """
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
     previous_weights: Mapping[str, str] = field(default_factory=dict)
+    annotated: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """Tells two sets of cases apart; their order does not count."""
-        return digest_of([sorted(self.train), sorted(self.validation)])
+        """Tells two sets of cases apart, and what was annotated in them; their order does not count."""
+        ids = {*self.train, *self.validation}
+        own = {case_id: row for case_id, row in self.annotated.items() if case_id in ids}
+        # Without such cases it is what it was before there could be any.
+        return digest_of([sorted(self.train), sorted(self.validation), *([own] if own else [])])
 
 
 class EpochRecord(Value):
@@ -111,8 +116,8 @@ class EpochRecord(Value):
         momentum: Of its last step.
         train_loss: Mean over its steps.
         validation_loss: Of the finest output on the fixed validation patches; None when they were not looked at.
-        pseudo_dice: A foreground class each: Dice over all fixed validation patches together; None where the class is
-            neither there nor predicted.
+        pseudo_dice: A foreground class or region each: Dice over all fixed validation patches together; None where it
+            is neither there nor predicted, or was not annotated.
         mean_pseudo_dice: Mean of those that are defined.
         ema_pseudo_dice: Its running mean, by which `best` is chosen.
     """

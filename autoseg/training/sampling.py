@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,10 @@ from autoseg.errors import DatasetError
 
 OPEN_CASES = 128
 """Cases kept open at a time: their headers and foreground tables, not their voxels."""
+
+
+_ANNOTATED = 0
+"""The table of annotated voxels of a case that has others; those of classes count from 1."""
 
 
 class PatchCase(Protocol):
@@ -31,7 +35,7 @@ class PatchCase(Protocol):
 
     @property
     def foreground(self) -> Mapping[int, NDArray[np.int32]]:
-        """Voxel coordinates (n, 3) by class index."""
+        """Voxel coordinates (n, 3) by class (or region), from 1; at 0 those of any annotated voxel, see `Sampler`."""
 
     def read(
         self, start: tuple[int, int, int], stop: tuple[int, int, int]
@@ -56,7 +60,7 @@ class SampleSpec:
         case_id: The case.
         start: First voxel of the patch in the case's grid; may be negative (padding).
         size: Voxels of the patch, three entries.
-        forced_class: The foreground class that the patch was centred on, if it was.
+        forced_class: The foreground class that the patch was centred on, if it was; 0 for any annotated voxel.
     """
 
     index: int
@@ -98,8 +102,12 @@ class Sampler:
     """The rule by which samples are drawn.
 
     A case is drawn uniformly. The last samples of each batch are centred on a voxel of a class that is drawn uniformly
-    among those present in the case; the others lie anywhere inside. An axis shorter than the patch is padded on both
-    sides.
+    among those present (and annotated) in the case; the others lie anywhere inside. An axis shorter than the patch is
+    padded on both sides.
+
+    Where parts of a case are labelled to be ignored, its table 0 holds annotated voxels, background included. Then the
+    samples that would lie anywhere, or find no class, are centred on one of these: a patch always has something to
+    learn from.
 
     Attributes:
         case_ids: The cases to draw from.
@@ -108,8 +116,10 @@ class Sampler:
         foreground_fraction: Part of a batch that is centred on foreground.
         seed: Seed of the run.
         stage: Random stream (`runtime.STAGE_*`).
+        annotated: Of the cases in which not every class was annotated: for each class whether it was.
 
-    Source: nnU-Net v2 (foreground oversampling; rules-and-figures of its data loader).
+    Source: nnU-Net v2 (foreground oversampling and ignore label, its data loader); it centres every patch on an
+    annotated voxel as soon as the data set has an ignore label, here it depends on the case.
     """
 
     case_ids: tuple[str, ...]
@@ -118,6 +128,13 @@ class Sampler:
     foreground_fraction: float
     seed: int
     stage: int = runtime.STAGE_SAMPLE
+    annotated: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+
+    def annotated_in(self, case_id: str) -> tuple[bool, ...] | None:
+        """Which classes were annotated in a case; None where every case was annotated in full."""
+        if not self.annotated:
+            return None
+        return self.annotated.get(case_id) or (True,) * len(next(iter(self.annotated.values())))
 
     def is_forced(self, index: int) -> bool:
         """Whether the sample of that number must contain foreground."""
@@ -128,11 +145,11 @@ class Sampler:
         rng = runtime.rng(self.seed, self.stage, epoch, index)
         case_id = self.case_ids[int(rng.integers(len(self.case_ids)))]
         case = pool.get(case_id)
-        present = sorted(label for label, voxels in case.foreground.items() if label > 0 and len(voxels))
-        if not (self.is_forced(index) and present):
+        choices = self._choices(case, case_id, index)
+        if not choices:
             start = tuple(_random_start(rng, n, size) for n, size in zip(case.shape, self.size, strict=True))
             return SampleSpec(index, epoch, case_id, _three(start), self.size, None)
-        label = present[int(rng.integers(len(present)))]
+        label = choices[int(rng.integers(len(choices)))]
         voxels = case.foreground[label]
         voxel = voxels[int(rng.integers(len(voxels)))]
         start = tuple(
@@ -140,6 +157,15 @@ class Sampler:
             for n, size, centre in zip(case.shape, self.size, voxel, strict=True)
         )
         return SampleSpec(index, epoch, case_id, _three(start), self.size, label)
+
+    def _choices(self, case: PatchCase, case_id: str, index: int) -> list[int]:
+        """Tables of voxels that the sample may be centred on; none when it may lie anywhere."""
+        present = sorted(label for label, voxels in case.foreground.items() if len(voxels))
+        anywhere = [_ANNOTATED] if _ANNOTATED in present else []
+        if not self.is_forced(index):
+            return anywhere
+        known = self.annotated.get(case_id)
+        return [label for label in present if label > 0 and (known is None or known[label - 1])] or anywhere
 
 
 def unreadable(case_id: str, problem: Exception) -> DatasetError:

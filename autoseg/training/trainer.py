@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def train_fold(
     settings: TrainSettings,
     progress: Progress | None = None,
     previous: PreviousStage | None = None,
+    annotated: Mapping[str, tuple[bool, ...]] | None = None,
 ) -> TrainResult:
     """Train one fold, going on where an earlier start stopped.
 
@@ -72,6 +73,7 @@ def train_fold(
         settings: What this start is asked to do.
         progress: Told after every step.
         previous: Of a cascade: what the previous stage predicted.
+        annotated: Of the cases in which not every class was annotated: for each class whether it was.
 
     Raises:
         ConfigError: The fold is in use, or what was trained before does not fit the plan or the settings.
@@ -100,7 +102,7 @@ def train_fold(
             configuration,
             fold,
             store,
-            FoldCases(tuple(train_ids), tuple(validation_ids), previous.weights if previous else {}),
+            FoldCases(tuple(train_ids), tuple(validation_ids), previous.weights if previous else {}, annotated or {}),
             settings,
             clock,
             progress or NoProgress(),
@@ -141,8 +143,9 @@ class _Training:
             training.momentum,
             training.adapts_momentum,
         )
+        regions, device = plan.labels.region_table() if plan.labels.has_regions else None, self.device
         self.learner = Learner(
-            self.part.network, training, device=self.device, precision=self.precision, seed=settings.seed
+            self.part.network, training, device=device, precision=self.precision, seed=settings.seed, regions=regions
         )
         self.cases = cases
         self.counters = fresh_counters(self.part, cases, settings.seed)
@@ -158,8 +161,9 @@ class _Training:
             runtime.environment(),
         )
         seed, stages = settings.seed, (runtime.STAGE_SAMPLE, runtime.STAGE_VALIDATE)
-        self.train_reader = BatchReader.of(self.part, store, cases.train, seed, stages[0], previous)
-        self.validation_reader = BatchReader.of(self.part, store, cases.validation, seed, stages[1], previous)
+        known = cases.annotated
+        self.train_reader = BatchReader.of(self.part, store, cases.train, seed, stages[0], previous, known)
+        self.validation_reader = BatchReader.of(self.part, store, cases.validation, seed, stages[1], previous, known)
         self.validation_patches = self.before.validation_patches if self.before else None
         self.records: tuple[EpochRecord, ...] = ()
         self.saved_at_s = self.save_cost_s = 0.0
@@ -317,6 +321,7 @@ class _Training:
             device=self.device,
             precision=self.precision,
             batch_dice=training.batch_dice,
+            regions=self.learner.regions,
         )
 
     # --- Going on --------------------------------------------------------------------------------------------------

@@ -101,11 +101,11 @@ class TrialResult(Value):
 
 @dataclass(frozen=True, slots=True)
 class _MadeUpCase:
-    """An image of noise with every class in it, which takes no memory: all its rows are the same one."""
+    """An image of noise with every label value in it, which takes no memory: all its rows are the same one."""
 
     shape: tuple[int, int, int]
     channels: int
-    num_classes: int
+    num_values: int
 
     @property
     def foreground(self) -> Mapping[int, NDArray[np.int32]]:
@@ -113,7 +113,7 @@ class _MadeUpCase:
         rng = np.random.default_rng(0)
         return {
             label: rng.integers(0, self.shape, (_NUM_LOCATIONS, 3), dtype=np.int32)
-            for label in range(1, self.num_classes)
+            for label in range(1, self.num_values)
         }
 
     def read(
@@ -123,7 +123,7 @@ class _MadeUpCase:
         rng = np.random.default_rng(start)
         size = tuple(high - low for low, high in zip(start, stop, strict=True))
         row = rng.standard_normal(size[-1], np.float32)
-        labels = rng.integers(0, self.num_classes, size[-1]).astype(np.int16)
+        labels = rng.integers(0, self.num_values, size[-1]).astype(np.int16)
         return np.array(np.broadcast_to(row, (self.channels, *size))), np.array(np.broadcast_to(labels, size))
 
 
@@ -193,7 +193,9 @@ def try_steps(request: TrialRequest) -> TrialResult:
 def _step_seconds(request: TrialRequest, device: torch.device, precision: str) -> tuple[float, ...]:
     """Seconds of each step after the first: waiting for what was read ahead, augmenting, learning."""
     network, training = request.network, request.training
-    learner = Learner(network, training, device=device, precision=precision, seed=request.seed)
+    learner = Learner(
+        network, training, device=device, precision=precision, seed=request.seed, regions=_regions(network)
+    )
     numbers = count()
     with Prefetcher(_reader(request).read, 0, PREFETCH_STEPS) as ahead:
 
@@ -204,11 +206,17 @@ def _step_seconds(request: TrialRequest, device: torch.device, precision: str) -
         return runtime.seconds_per_call(step, seconds=request.seconds, most=request.max_steps)
 
 
+def _regions(network: NetworkPlan) -> NDArray[np.bool_] | None:
+    """Of a network of regions: each has one label value, which costs as much as any other table."""
+    return np.eye(network.num_classes, network.num_classes + 1, 1, np.bool_) if network.output == "regions" else None
+
+
 def _reader(request: TrialRequest) -> BatchReader:
     network, training = request.network, request.training
     box = patch_box(network.patch_size)
     depth, height, width = (_SOURCE_FACTOR * size for size in box)
-    store = _MadeUpStore(_MadeUpCase((depth, height, width), network.in_channels, network.num_classes))
+    num_values = network.num_classes + (network.output == "regions")
+    store = _MadeUpStore(_MadeUpCase((depth, height, width), network.in_channels, num_values))
     sampler = Sampler((_CASE,), box, training.batch_size, training.foreground_fraction, request.seed)
     return BatchReader(sampler, CasePool(store), network.dims, training.augmentation, training.steps_per_epoch)
 

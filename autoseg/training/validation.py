@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autoseg import runtime
 from autoseg.domain.dataset import IGNORE_INDEX
 from autoseg.training.batches import BatchReader, assemble
-from autoseg.training.losses import dice_cross_entropy
+from autoseg.training.losses import level_loss, region_targets
 
 TIME_FRACTION = 0.04
 """Part of a time budget that these looks may take."""
@@ -33,7 +33,8 @@ class QuickLook:
 
     Attributes:
         loss: Mean loss of the finest output.
-        pseudo_dice: A foreground class each; None where it is neither there nor predicted.
+        pseudo_dice: A foreground class or region each; None where it is neither there nor predicted, and where no
+            patch is of a case that was annotated for it.
         seconds: What it took.
     """
 
@@ -70,6 +71,7 @@ def quick_look(
     device: torch.device,
     precision: str,
     batch_dice: bool,
+    regions: Tensor | None = None,
 ) -> QuickLook:
     """Predict the first patches of the validation stream, which are the same every time.
 
@@ -81,6 +83,7 @@ def quick_look(
         device: Where the network is.
         precision: Of the forward pass.
         batch_dice: As in training, for the loss.
+        regions: (K, values) bool on the device, which value indices each region holds; None of ordinary classes.
     """
     began = time.monotonic()
     size = reader.sampler.batch_size
@@ -94,9 +97,13 @@ def quick_look(
                 samples = reader.read(step)[: num_patches - step * size]
                 batch = assemble(samples, device)
                 logits: Tensor = torch.func.functional_call(network, dict(weights), (batch.images,))
-                loss = dice_cross_entropy(logits, batch.labels, batch_dice=batch_dice)
+                known = batch.annotated
+                loss = level_loss(logits, batch.labels, batch_dice=batch_dice, regions=regions, annotated=known)
                 loss_sum += float(loss) * len(samples)
-                found = count_agreement(logits.argmax(1), batch.labels, logits.shape[1])
+                if regions is None:
+                    found = count_agreement(logits.argmax(1), batch.labels, logits.shape[1], known)
+                else:
+                    found = count_region_agreement(logits, batch.labels, regions, known)
                 counts = found if counts is None else counts + found
     finally:
         network.train(was_training)
@@ -104,14 +111,47 @@ def quick_look(
     return QuickLook(loss_sum / num_patches, pseudo_dice(counts.tolist()), time.monotonic() - began)
 
 
-def count_agreement(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Voxels of each foreground class: (K - 1, 3) in both, in the prediction, in the labels; ignored ones left out."""
+def count_agreement(predicted: Tensor, labels: Tensor, num_classes: int, annotated: Tensor | None = None) -> Tensor:
+    """Voxels of each foreground class: (K - 1, 3) in both, in the prediction, in the labels; ignored ones left out.
+
+    Args:
+        predicted: (N, *spatial) class indices.
+        labels: The same, or IGNORE_INDEX.
+        num_classes: K, background included.
+        annotated: (N, K - 1) bool: a class counts only in samples in which it was annotated; None: in all.
+    """
     valid = labels != IGNORE_INDEX
     rows = []
     for index in range(1, num_classes):
-        is_predicted, is_labelled = (predicted == index) & valid, labels == index
-        rows.append(torch.stack([(is_predicted & is_labelled).sum(), is_predicted.sum(), is_labelled.sum()]))
+        known = valid if annotated is None else valid & _spread(annotated[:, index - 1], labels)
+        rows.append(_counts((predicted == index) & known, (labels == index) & known))
     return torch.stack(rows)
+
+
+def count_region_agreement(logits: Tensor, labels: Tensor, regions: Tensor, annotated: Tensor | None = None) -> Tensor:
+    """The same of regions, which are predicted where their logit is above 0.
+
+    Args:
+        logits: (N, K, *spatial).
+        labels: (N, *spatial) value indices or IGNORE_INDEX.
+        regions: (K, values) bool.
+        annotated: (N, K) bool.
+    """
+    valid, is_inside = region_targets(labels, regions)
+    rows = []
+    for index in range(len(regions)):
+        known = valid[:, 0] if annotated is None else valid[:, 0] & _spread(annotated[:, index], labels)
+        rows.append(_counts((logits[:, index] > 0) & known, is_inside[:, index] & known))
+    return torch.stack(rows)
+
+
+def _spread(row: Tensor, labels: Tensor) -> Tensor:
+    """(N,) to the dimensions of (N, *spatial)."""
+    return row.reshape(-1, *(1 for _ in labels.shape[1:]))
+
+
+def _counts(is_predicted: Tensor, is_labelled: Tensor) -> Tensor:
+    return torch.stack([(is_predicted & is_labelled).sum(), is_predicted.sum(), is_labelled.sum()])
 
 
 def pseudo_dice(counts: Sequence[Sequence[int]]) -> tuple[float | None, ...]:

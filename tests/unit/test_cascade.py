@@ -375,3 +375,15 @@ def test_many_classes_do_not_overflow(tmp_path: Path) -> None:
 def test_the_streams_of_randomness_are_apart() -> None:
     stages = [value for name, value in vars(runtime).items() if name.startswith("STAGE_")]
     assert len(set(stages)) == len(stages)
+
+
+def test_of_regions_a_cascade_sees_one_channel_a_label_value() -> None:
+    """As in nnU-Net: regions may cross, values never do."""
+    schema = LabelSchema(classes=(LabelClass(name="a", values=(1, 3)), LabelClass(name="b", values=(2, 3))))
+    values = np.array([[[0, 1, 2, 3]]])
+    plan = PreprocessPlan(target_spacing=(1.0, 1.0, 1.0), normalization=(ChannelNormalization(scheme="none"),))
+    volume = Volume(np.ones((1, 4, 1, 1), np.float32), Geometry((4, 1, 1), np.eye(4)))
+    found = previous_map(values.T, trace(volume, plan), plan, schema)
+    channels = one_hot(torch.from_numpy(found)[None], schema.num_values)
+    assert channels.shape[1] == 3
+    assert channels.reshape(3, 4).tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]

@@ -151,3 +151,28 @@ def test_nothing_to_compare(name: str, pairs, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match=name):
         evaluate_folder(tmp_path / name, tmp_path / "true")
+
+
+def test_a_class_counts_only_in_cases_that_were_annotated_for_it(tmp_path: Path) -> None:
+    """Neither as absent nor as a false alarm, whatever was predicted there."""
+    geometry = Geometry((8, 8, 8), np.eye(4))
+    schema = LabelSchema(classes=(LabelClass(name="a", values=(1,)), LabelClass(name="b", values=(2,))))
+    pairs = []
+    for case, is_hidden in (("x", False), ("y", True)):
+        reference = np.zeros((8, 8, 8), np.uint8)
+        reference[:2], reference[4:6] = 1, 0 if is_hidden else 2
+        prediction = np.zeros_like(reference)
+        prediction[:2], prediction[4:7] = 1, 2
+        for kind, labels in (("p", prediction), ("r", reference)):
+            write_labels(tmp_path / f"{case}{kind}.nii.gz", labels, geometry)
+        pairs.append((case, tmp_path / f"{case}p.nii.gz", tmp_path / f"{case}r.nii.gz"))
+    found = evaluate_cases(pairs, schema, 1.0, annotated={"y": ("a",)})
+    a, b = found.summary.classes
+    assert (a.num_present, a.num_unannotated) == (2, 0)
+    assert (b.num_present, b.num_absent, b.num_spurious, b.num_unannotated) == (1, 0, 0, 1)
+    assert b.metric("dice").mean == pytest.approx(2 * 128 / (128 + 192))
+    assert found.cases[1].classes[1].presence == "unannotated"
+    assert found.cases[1].classes[1].dice is None
+    assert Evaluation.from_json(found.to_json(), "here") == found
+    naive = evaluate_cases(pairs, schema, 1.0).summary.classes[1]
+    assert (naive.num_absent, naive.num_spurious) == (1, 1)

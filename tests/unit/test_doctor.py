@@ -151,3 +151,22 @@ def test_values_are_counted(offset: int) -> None:
     labels = np.random.default_rng(1).integers(0, 4, (5, 6, 7)) + offset
     values, counts = np.unique(labels, return_counts=True)
     assert count_values(labels) == dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def test_what_contradicts_the_annotated_classes_is_found(folder: Path) -> None:
+    """And a map that holds nothing but background and voxels to ignore is empty."""
+    labels = {"background": 0, "a": 1, "b": 2, "ignore": 9}
+    description = {
+        "name": "toy",
+        "channel_names": {"0": "MR"},
+        "labels": labels,
+        "annotated": {"c1": ["a"], "c2": ["a"]},
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    write_image(folder / "labelsTr/c2.nii.gz", labels_of(1), GRID)
+    write_image(folder / "labelsTr/c3.nii.gz", labels_of(9), GRID)
+    found = check_dataset(folder, workers=1, progress=Recorder()).findings
+    assert {(item.code, item.case) for item in found} == {("stray-labels", "c1"), ("empty-labels", "c3")}
+    messages = {item.code: item.message for item in found}
+    assert messages["stray-labels"].endswith("in its label map: b (4 voxels)")
+    assert "voxels to ignore" in messages["empty-labels"]

@@ -225,15 +225,50 @@ def test_regions_and_ignore(tmp_path: Path) -> None:
     assert schema.has_regions
     assert schema.ignore == 4
     assert [item.values for item in schema.classes] == [(1, 2, 3), (2, 3), (3,)]
+    assert schema.regions_class_order == (1, 2, 3)
     write(
         tmp_path / "dataset.json",
         {"channel_names": ["T1"], "labels": labels, "regions_class_order": [2, 3, 3]},
     )
-    assert [item.values for item in load_dataset(tmp_path, need_files=False).labels.classes] == [
-        (2, 1, 3),
-        (3, 2),
-        (3,),
-    ]
+    assert load_dataset(tmp_path, need_files=False).labels.regions_class_order == (2, 3, 3)
+
+
+def test_classes_annotated_in_a_case(tmp_path: Path) -> None:
+    """A key of the description; cases that it does not list were annotated in full."""
+    folder = raw_layout(tmp_path, ("a", "b", "c"), annotated={"b": ["cyst"], "c": ["cyst", "tumour"]})
+    dataset = load_dataset(folder)
+    assert [case.annotated for case in dataset.cases] == [None, ("cyst",), None]
+    assert dataset.annotated_rows == {"b": (False, True)}
+    assert Dataset.from_json(dataset.to_json(), "here") == dataset
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ({"b": ["cust"]}, ("unknown-class", "b")),
+        ({"b": []}, ("nothing-annotated", "b")),
+        ({"d": ["cyst"]}, ("unknown-case", "d")),
+        ({"a": ["cyst"], "b": ["cyst"]}, ("class-never-annotated", "")),
+        (["cyst"], ("bad-description", "")),
+        ({"b": "cyst"}, ("bad-description", "")),
+    ],
+)
+def test_annotations_that_mean_nothing_are_errors(tmp_path: Path, declared: Any, expected: tuple[str, str]) -> None:
+    assert codes(raw_layout(tmp_path, ("a", "b"), annotated=declared)) == [expected]
+
+
+def test_an_order_of_regions_that_cannot_be_is_told(tmp_path: Path) -> None:
+    labels = {"background": 0, "whole": [1, 2], "left": [1], "right": [2]}
+    for order, words in (
+        (None, "regions_class_order"),
+        ([1, 1], "needs one label value a region"),
+        ([1, 2, 1], "none of its values"),
+        ("1", "list of label values"),
+    ):
+        more = {} if order is None else {"regions_class_order": order}
+        write(tmp_path / "dataset.json", {"channel_names": ["T1"], "labels": labels, **more})
+        with pytest.raises(DatasetError, match=words):
+            load_dataset(tmp_path, need_files=False)
 
 
 # --- Manifests ------------------------------------------------------------------------------------------------------
@@ -390,3 +425,34 @@ def test_reading_needs_no_torch_and_no_image_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_manifest_knows_regions_their_order_and_what_was_annotated(tmp_path: Path) -> None:
+    for name in ("1", "2a", "2b", "1l", "2l"):
+        write(tmp_path / f"f/{name}.nii.gz")
+    content = manifest(
+        labels=[{"name": "a", "values": [1, 2]}, {"name": "b", "value": 2}], regions_class_order=[1, 2], ignore=9
+    )
+    content["cases"][0]["annotated"] = ["b"]
+    dataset = load_dataset(write(tmp_path / "m.json", content))
+    assert dataset.labels.regions_class_order == (1, 2)
+    assert dataset.labels.ignore == 9
+    assert {case.id: case.annotated for case in dataset.cases} == {"k1": None, "k2": ("b",)}
+    content["labels"] = [{"name": "a", "value": 1}, {"name": "b", "value": 2}]
+    with pytest.raises(DatasetError, match="no class joins several"):
+        load_dataset(write(tmp_path / "m.json", content))
+
+
+def test_a_table_has_a_column_of_annotated_classes(tmp_path: Path) -> None:
+    for name in ("i", "l"):
+        write(tmp_path / f"{name}.nii.gz")
+    labels = [{"name": "liver", "value": 1}, {"name": "left kidney", "value": 2}]
+    write(tmp_path / "t.json", {"channels": ["CT"], "labels": labels})
+    rows = [
+        "id,image,label,annotated",
+        "a,i.nii.gz,l.nii.gz,",
+        "b,i.nii.gz,l.nii.gz,left kidney",
+        "c,i.nii.gz,l.nii.gz,liver; left kidney",
+    ]
+    dataset = load_dataset(write(tmp_path / "t.csv", "\n".join(rows)))
+    assert [case.annotated for case in dataset.cases] == [None, ("left kidney",), None]

@@ -52,7 +52,8 @@ def bytes_saved(network: NetworkPlan, batch_size: int, precision: str, batch_dic
     if precision == "bf16":
         images = channels_last.to_channels_last(images)
     with saved_tensors_hooks(keep, lambda tensor: tensor), runtime.autocast(CPU, precision):
-        supervised_loss(model(images), labels, batch_dice=batch_dice)
+        regions = torch.eye(network.num_classes).bool() if network.output == "regions" else None
+        supervised_loss(model(images), labels, batch_dice=batch_dice, regions=regions)
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 
 
@@ -78,6 +79,8 @@ KNOWN = {
     "group norm": network_of(norm="group"),
     "batch norm": network_of(norm="batch"),
     "ReLU": network_of(activation="relu"),
+    "regions": network_of(output="regions"),
+    "one region, 2D": network_of(2, output="regions", num_classes=1),
 }
 
 

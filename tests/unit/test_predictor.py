@@ -247,3 +247,25 @@ def test_outputs_never_overwrite_inputs(tmp_path: Path) -> None:
     cases = write_cases(tmp_path / "in", ("a",))
     with pytest.raises(ConfigError, match="overwrite"):
         predict_cases([toy_model()], cases, tmp_path / "in", device="cpu")
+
+
+CROSSING = LabelSchema(classes=(LabelClass(name="a", values=(1, 3)), LabelClass(name="b", values=(300, 3))))
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 1.5, 1.0), (9.0, 1.5, 1.0)])
+def test_regions_are_streamed_slab_by_slab(spacing: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As thresholding the logits of the whole image, and writing each combination with its value."""
+    monkeypatch.setattr("autoseg.inference.export._CHUNK_VOXELS", 600)
+    predictor = Predictor([toy_model(spacing=spacing)], device="cpu", precision="fp32")
+    prepared = predictor.prepare(toy_volume())
+    trail, plan = prepared.trail, predictor.settings.preprocess
+    logits = torch.randn(2, *trail.resampled_shape, generator=torch.Generator().manual_seed(0))
+    slabs = ((start, start + 1, logits[:, start : start + 1]) for start in range(logits.shape[1]))
+    result = labels_from_stream(slabs, 0, trail, plan, CROSSING)
+    whole = resample_image(
+        logits.numpy(), trail.crop_shape, trail.planned_spacing_mm, trail.source_spacing_mm, order=plan.logits_order
+    )
+    values = np.array([[0, 300], [1, 3]], np.uint16)[(whole[0] > 0).astype(int), (whole[1] > 0).astype(int)]
+    assert result.dtype == np.uint16
+    assert set(np.unique(result)) == {0, 1, 3, 300}
+    assert np.mean(result != invert(values, trail)) < 1e-3  # float32 sums in another order may cross 0

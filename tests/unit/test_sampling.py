@@ -131,3 +131,69 @@ def test_an_error_in_the_thread_reaches_the_caller() -> None:
         assert ahead.take() == ahead.take() == []
         with pytest.raises(KeyError, match="case_7"):
             ahead.take()
+
+
+class PartlyAnnotated(MemoryCase):
+    """A case of which only the slices up to the fifth were annotated; its table 0 holds some of their voxels."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__(shape)
+        self.labels[5:] = -1
+
+    @property
+    def foreground(self) -> Mapping[int, NDArray[np.int32]]:
+        places = {label: np.argwhere(self.labels == label).astype(np.int32) for label in (1, 2)}
+        return {0: np.argwhere(self.labels >= 0).astype(np.int32), **places}
+
+
+class OneCaseStore:
+    def __init__(self, case: MemoryCase) -> None:
+        self.case = case
+
+    def open(self, case_id: str) -> MemoryCase:
+        return self.case
+
+
+def test_every_patch_of_a_partly_annotated_case_holds_annotated_voxels() -> None:
+    """Its centre is one of them; forced samples still take the foreground, never ignored voxels."""
+    case = PartlyAnnotated((40, 12, 12))
+    pool = CasePool(OneCaseStore(case))
+    rule = Sampler(("a",), (6, 6, 6), 3, 1 / 3, 0)
+    drawn = [rule.draw(pool, 0, index) for index in range(300)]
+    for spec in drawn:
+        centre = tuple(low + size // 2 for low, size in zip(spec.start, spec.size, strict=True))
+        assert case.labels[centre] >= 0 or min(spec.start) == 0
+        assert spec.start[0] < 5
+    assert {spec.forced_class for spec in drawn if rule.is_forced(spec.index)} == {1}, "class 2 lies beyond"
+    assert {spec.forced_class for spec in drawn if not rule.is_forced(spec.index)} == {0}
+    assert len({spec.start for spec in drawn if spec.forced_class == 0}) > 50
+
+
+def test_a_partly_annotated_case_without_foreground_is_seen_where_it_is_annotated() -> None:
+    case = PartlyAnnotated((40, 12, 12))
+    case.labels[:5] = 0
+    pool = CasePool(OneCaseStore(case))
+    rule = Sampler(("a",), (6, 6, 6), 1, 1.0, 0)
+    assert {rule.draw(pool, 0, index).forced_class for index in range(20)} == {0}
+
+
+def test_samples_are_forced_on_annotated_classes_only() -> None:
+    pool = CasePool(STORE)
+    known = {"large": (False, True)}
+    rule = Sampler(("large", "small"), (8, 8, 8), 1, 1.0, 3, annotated=known)
+    drawn = [rule.draw(pool, 0, index) for index in range(200)]
+    assert {spec.forced_class for spec in drawn if spec.case_id == "large"} == {2}
+    assert {spec.forced_class for spec in drawn if spec.case_id == "small"} == {1, 2}
+    nothing = Sampler(("large",), (8, 8, 8), 1, 1.0, 3, annotated={"large": (False, False)})
+    assert nothing.draw(pool, 0, 0).forced_class is None
+
+
+def test_batches_say_what_was_annotated_where_anything_was_not() -> None:
+    rule = Sampler(("large", "small"), (8, 8, 8), 6, 1 / 3, 3, annotated={"small": (True, False)})
+    batch = assemble(BatchReader(rule, CasePool(STORE), 3, None, 250).read(0), CPU)
+    assert batch.annotated is not None
+    assert batch.annotated.tolist() == [[True, case_id == "large"] for case_id in batch.case_ids]
+    assert set(batch.case_ids) == {"large", "small"}
+    plain = assemble(BatchReader(sampler(6), CasePool(STORE), 3, None, 250).read(0), CPU)
+    assert plain.annotated is None
+    assert torch.equal(plain.images, batch.images), "which patches are drawn does not change"

@@ -48,9 +48,9 @@ def test_what_is_read_is_what_was_written(
     image[:] = 0
     labels[:] = 0
     assert np.array_equal(case.read((0, 0, 0), case.shape)[0], arrays[0]), "reads are copies"
-    assert list(case.foreground) == [1, 2]
-    for index, positions in case.foreground.items():
-        assert (arrays[1][tuple(positions.T)] == index).all()
+    assert list(case.foreground) == [0, 1, 2]
+    for index in (1, 2):
+        assert (arrays[1][tuple(case.foreground[index].T)] == index).all()
 
 
 def test_labels_of_ten_and_more_classes_come_back_in_order(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_broken_foreign_and_old_files_are_not_current_and_say_so(
             store.open("a")
     cached.save_file({"image": arrays[0]}, store.path("a"))
     assert not store.is_current("a", [])
-    monkeypatch.setattr(CaseHeader, "VERSION", 2)
+    monkeypatch.setattr(CaseHeader, "VERSION", CaseHeader.VERSION + 1)
     store.path("a").write_bytes(whole)
     assert not store.is_current("a", [])
 
@@ -214,10 +214,12 @@ def test_locations_are_all_of_a_small_class_and_a_part_of_a_large_one(monkeypatc
     labels[15, :5, :6] = 2
     labels[19, 0, 0] = -1
     found = foreground_locations(labels, 5, np.random.default_rng(3))
-    assert list(found) == [1, 2]
+    assert list(found) == [0, 1, 2]
     assert len(found[1]) == 120, "one per cent of 12,000"
     assert len(np.unique(found[1], axis=0)) == 120, "without replacement"
     assert (labels[tuple(found[1].T)] == 1).all()
     assert np.array_equal(found[2], np.argwhere(labels == 2))
+    assert len(found[0]) == 240, "one per cent of 23,999 voxels that somebody annotated"
+    assert (labels[tuple(found[0].T)] >= 0).all()
     again = foreground_locations(labels, 5, np.random.default_rng(3))
     assert np.array_equal(found[1], again[1])
