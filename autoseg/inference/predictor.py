@@ -23,7 +23,7 @@ from autoseg.inference.inputs import output_ending
 from autoseg.inference.outcome import MEMORY_HINT, Attempt, PredictionOutcome, attempt
 from autoseg.inference.resident import averaged, resident
 from autoseg.inference.sliding_window import make_grid, stream_logits
-from autoseg.inference.tta import Tta, mirrored
+from autoseg.inference.tta import TileSwap, Tta, mirrored
 from autoseg.io.images import read_case, read_labels, write_labels
 from autoseg.io.maps import IndexMap
 from autoseg.io.model import Model
@@ -89,9 +89,11 @@ class Predictor:
             raise ConfigError(f"at least one tile goes through the network at a time, got {self.tile_batch}")
         with device_memory_errors(f"{self.device} has too little memory for the networks", _device_hint(self.device)):
             networks = [resident(model, self.device, self.precision) for model in models]
-        mirror_axes = self.settings.inference.mirror_axes if tta == "full" else ()
+        mirror_axes = self.settings.mirrored(self.settings.inference.mirror_axes) if tta == "full" else ()
         self._forward = mirrored(
-            averaged(networks, self.settings, self.device, self.precision), _tile_axes(mirror_axes, network.dims)
+            averaged(networks, self.settings, self.device, self.precision),
+            _tile_axes(mirror_axes, network.dims),
+            _tile_swap(self.settings),
         )
 
     @property
@@ -355,6 +357,7 @@ def _common_settings(models: Sequence[Model]) -> Configuration:
             card.settings.preprocess == first.settings.preprocess
             and card.settings.network.patch_size == first.settings.network.patch_size
             and card.settings.inference == first.settings.inference
+            and card.settings.sides == first.settings.sides
             and card.plan.labels == first.plan.labels
         )
         if not same:
@@ -389,6 +392,14 @@ def default_tile_batch(patch_size: Sequence[int], device: torch.device) -> int:
     """Tiles that go through the network at a time unless somebody says otherwise."""
     budget = _BATCH_VOXELS.get(device.type, _BATCH_VOXELS_ELSEWHERE)
     return max(1, min(_MAX_TILE_BATCH, budget // prod(patch_size)))
+
+
+def _tile_swap(settings: Configuration) -> TileSwap | None:
+    sides = settings.sides
+    if sides is None or sides.mirror_pairs != "swap":
+        return None
+    previous = () if settings.previous_stage is None else sides.labels
+    return TileSwap(_tile_axes((sides.axis,), settings.network.dims)[0], sides.outputs, previous)
 
 
 def _tile_axes(axes: Sequence[int], dims: int) -> tuple[int, ...]:

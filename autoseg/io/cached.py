@@ -67,6 +67,7 @@ class Header(Value):
         version: Of the file.
         id: Of the case.
         sources: The files it was made from, images first.
+        missing: Channels that the case lacked: the same files can stand for others.
     """
 
     KIND: ClassVar[str]
@@ -75,10 +76,11 @@ class Header(Value):
     version: int
     id: str
     sources: tuple[Source, ...]
+    missing: tuple[int, ...] = ()
 
-    def is_current(self, case_id: str, files: Sequence[str | Path]) -> bool:
+    def is_current(self, case_id: str, files: Sequence[str | Path], missing: tuple[int, ...] = ()) -> bool:
         """Whether it is of this case and made from these very files as they are now."""
-        if self.id != case_id or len(self.sources) != len(files):
+        if self.id != case_id or len(self.sources) != len(files) or self.missing != missing:
             return False
         return all(source.is_current(file) for source, file in zip(self.sources, files, strict=True))
 

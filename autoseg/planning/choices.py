@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from autoseg.domain.dataset import Channel
 from autoseg.domain.fingerprint import Fingerprint
 from autoseg.domain.plan import AugmentationPlan, ChannelNormalization
+from autoseg.domain.sides import Sides, Swap
 from autoseg.planning.lowres import LowresSearch
 from autoseg.planning.patch import BatchChoice, Limits, PatchSearch
 from autoseg.planning.presets import PlannerRules
@@ -30,6 +31,7 @@ class DatasetChoices:
         target: Target spacing in network order.
         median_shape: Median image after resampling, network order.
         sided_pairs: Classes (left, right) that come in pairs.
+        swap: What becomes of the labels when left and right change places.
         lowres: None where no 3D configuration is planned.
     """
 
@@ -44,6 +46,7 @@ class DatasetChoices:
     median_shape: Floats
     normalization: tuple[ChannelNormalization, ...]
     sided_pairs: tuple[tuple[str, str], ...] = ()
+    swap: Swap = Swap()
     lowres: LowresSearch | None = None
 
     @property
@@ -63,6 +66,7 @@ class ConfigurationChoices:
 
     Attributes:
         previous_stage: See `Configuration`.
+        sides: See `Configuration`.
     """
 
     name: str
@@ -71,3 +75,4 @@ class ConfigurationChoices:
     batch_dice: bool
     augmentation: AugmentationPlan
     previous_stage: str | None = None
+    sides: Sides | None = None
