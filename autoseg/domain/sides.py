@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from autoseg.domain.values import Value
 
 Ints = tuple[int, ...]
 MirrorPairs = Literal["leave_out", "swap", "naive"]
-Index = TypeVar("Index", bound=np.integer)
 
 
 class Sides(Value):
@@ -62,15 +61,18 @@ class Sides(Value):
         """Whether labels change places when these axes are reversed."""
         return self.mirror_pairs == "swap" and self.axis in flips
 
-    def swapped(self, labels: NDArray[Index]) -> NDArray[Index]:
+    def swapped(self, labels: NDArray[Any]) -> NDArray[Any]:
         """The labels with left and right changed; ignored voxels stay ignored.
 
         Args:
-            labels: Any shape, value indices or IGNORE_INDEX.
+            labels: Any shape, integer: value indices or IGNORE_INDEX.
+
+        Returns:
+            The same dtype.
         """
         # The ignore index is -1, and so finds the last entry.
         table = np.array((*self.labels, IGNORE_INDEX)).astype(labels.dtype)
-        out: NDArray[Index] = table[labels]
+        out: NDArray[Any] = table[labels]
         return out
 
 

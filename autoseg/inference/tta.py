@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from autoseg.domain.plan import Configuration
 from autoseg.inference.sliding_window import Forward
 
 Tta = Literal["none", "full"]
@@ -75,3 +76,12 @@ def mirrored(forward: Forward, axes: Sequence[int], swap: TileSwap | None = None
         return total / (len(flips) + 1)
 
     return average
+
+
+def with_mirroring(forward: Forward, settings: Configuration) -> Forward:
+    """The forward function averaged over all that a configuration mirrors; a tile always has three spatial axes."""
+    skipped, sides = 3 - settings.network.dims, settings.sides
+    swap = None
+    if sides is not None and sides.mirror_pairs == "swap":
+        swap = TileSwap(sides.axis + skipped, sides.outputs, () if settings.previous_stage is None else sides.labels)
+    return mirrored(forward, [axis + skipped for axis in settings.mirrored(settings.inference.mirror_axes)], swap)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from autoseg.domain.values import Value
+from autoseg.domain.values import GrownValue, Value
 from autoseg.errors import DatasetError
 from autoseg.io.dicom_files import content_digest, look
 from autoseg.io.files import atomic_path
@@ -58,7 +58,7 @@ class Source(Value):
             return False
 
 
-class Header(Value):
+class Header(GrownValue):
     """What a cached file says of itself, as JSON in its header.
 
     Attributes:
@@ -69,6 +69,8 @@ class Header(Value):
         sources: The files it was made from, images first.
         missing: Channels that the case lacked: the same files can stand for others.
     """
+
+    LATER_FIELDS: ClassVar[tuple[str, ...]] = ("missing",)
 
     KIND: ClassVar[str]
     VERSION: ClassVar[int]

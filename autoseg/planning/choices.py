@@ -30,8 +30,8 @@ class DatasetChoices:
         order: Z, Y, X (0, 1, 2) in network order.
         target: Target spacing in network order.
         median_shape: Median image after resampling, network order.
-        sided_pairs: Classes (left, right) that come in pairs.
         swap: What becomes of the labels when left and right change places.
+        sided_pairs: Classes (left, right) that come in pairs.
         lowres: None where no 3D configuration is planned.
     """
 
@@ -45,8 +45,8 @@ class DatasetChoices:
     target: Floats
     median_shape: Floats
     normalization: tuple[ChannelNormalization, ...]
+    swap: Swap
     sided_pairs: tuple[tuple[str, str], ...] = ()
-    swap: Swap = Swap()
     lowres: LowresSearch | None = None
 
     @property

@@ -261,10 +261,10 @@ def _augmentation(common: DatasetChoices, choices: ConfigurationChoices) -> Deci
 
 
 _MIRROR_RULES = {
-    "leave_out": "Patches are mirrored at random along every axis, in training and, where asked for, in prediction; not "
-    "from left to right where classes come in left/right pairs, which would be mixed up.",
-    "swap": "Patches are mirrored at random along every axis, in training and, where asked for, in prediction; from left "
-    "to right only together with the labels of left/right pairs, which change places.",
+    "leave_out": "Patches are mirrored at random along every axis, in training and, where asked for, in prediction; "
+    "not from left to right where classes come in left/right pairs, which would be mixed up.",
+    "swap": "Patches are mirrored at random along every axis, in training and, where asked for, in prediction; from "
+    "left to right only together with the labels of left/right pairs, which change places.",
     "naive": "Patches are mirrored at random along every axis, in training and, where asked for, in prediction.",
 }
 
@@ -277,7 +277,9 @@ def _mirroring(common: DatasetChoices, choices: ConfigurationChoices) -> Decisio
     if sides is not None and sides.mirror_pairs == "swap":
         result += f"; along {names[sides.axis]} the labels of each pair change places"
     pairs = ", ".join(f"{left} / {right}" for left, right in common.sided_pairs[:_LISTED_PAIRS])
-    inputs = f"{several(len(common.sided_pairs), 'left/right pair')} among the classes" + (f" ({pairs})" if pairs else "")
+    inputs = f"{several(len(common.sided_pairs), 'left/right pair')} among the classes" + (
+        f" ({pairs})" if pairs else ""
+    )
     if pairs and sides is None:
         inputs += "; the slices of this network hold no axis from left to right"
     elif swap.problem:
@@ -294,7 +296,9 @@ def _mirroring(common: DatasetChoices, choices: ConfigurationChoices) -> Decisio
 
 def _another_mirroring(common: DatasetChoices, choices: ConfigurationChoices) -> str:
     if not common.sided_pairs:
-        return "Nothing." if common.rules.mirror_pairs == "naive" else "Classes in pairs, such as left lung, right lung."
+        return (
+            "Nothing." if common.rules.mirror_pairs == "naive" else "Classes in pairs, such as left lung, right lung."
+        )
     if choices.sides is None:
         return "Slices that hold the axis from left to right."
     if common.swap.problem:

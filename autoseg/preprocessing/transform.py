@@ -292,7 +292,7 @@ def _prepare_image(
     trail: Trail,
     device: str | torch.device,
 ) -> NDArray[np.float32]:
-    """Normalise and resample channel by channel, so that one channel at a time exists twice; others than these are 0."""
+    """Normalise and resample channel by channel, so that one at a time exists twice; missing ones are 0."""
     needs_mask = any(rule.use_mask for rule in plan.normalization)
     mask = fill_holes(any_nonzero(cropped)) if needs_mask else None
     change = grid_change(
