@@ -15,8 +15,8 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
 words, so that names which differ in them stay different."""
 
 _BY_FORM = frozenset(
-    "ventricle ventricles ventricular atrium atria atrial auricle heart cardiac coronary myocardium hepatic liver".split()
-)
+    ("heart", "cardiac", "myocardium", "coronary", "auricle", "atrium", "atria", "atrial", "ventricle", "ventricles")
+) | {"ventricular", "liver", "hepatic"}
 """Words of parts that are named by what they are and not by where they lie: the mirror image of a left ventricle of the
 heart is no right ventricle, and the liver's lobes are not each other's mirror images."""
 
