@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,17 +58,24 @@ def channel(number: int) -> NDArray[np.float32]:
     return array
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three cases of three channels; b has no channel 1."""
+    folder = tmp_path_factory.mktemp("files")
     labels = np.zeros(SHAPE, np.uint8)
     labels[2:5, 2:4, 1:3] = 1
     for case in "abc":
         for number in range(3):
             if (case, number) != ("b", 1):
-                write_image(tmp_path / f"imagesTr/{case}_{number:04d}.nii.gz", channel(number), GRID)
-        write_labels(tmp_path / f"labelsTr/{case}.nii.gz", labels, GRID)
-    return tmp_path
+                write_image(folder / f"imagesTr/{case}_{number:04d}.nii.gz", channel(number), GRID)
+        write_labels(folder / f"labelsTr/{case}.nii.gz", labels, GRID)
+    return folder
+
+
+@pytest.fixture
+def folder(files: Path, tmp_path: Path) -> Path:
+    """A copy of the files, to be described and changed."""
+    return shutil.copytree(files, tmp_path / "set")
 
 
 def describe(folder: Path, **more: object) -> Path:
