@@ -51,9 +51,16 @@ def left_right_pairs(names: Sequence[str]) -> tuple[Pair, ...]:
 
 
 def _side(match: re.Match[str]) -> bool:
+    """Whether a word of a name tells a side."""
     word = match[0].lower()
     following = match.string[match.end() : match.end() + 1]
     return word in _SIDES and not (word in _LETTERS and following.isdigit())
+
+
+def without_partner(names: Sequence[str], pairs: Sequence[Pair]) -> tuple[str, ...]:
+    """Class names that hold a side and are in no pair."""
+    paired = {name for pair in pairs for name in pair}
+    return tuple(name for name in names if name not in paired and any(map(_side, _WORD.finditer(name))))
 
 
 def named_by_form(pair: Pair) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from autoseg.domain.dataset import IGNORE_INDEX, LabelSchema
-from autoseg.domain.laterality import named_by_form
+from autoseg.domain.laterality import named_by_form, without_partner
 from autoseg.domain.values import Value
 
 Ints = tuple[int, ...]
@@ -75,6 +75,11 @@ class Sides(Value):
         out: NDArray[Any] = table[labels]
         return out
 
+    def swapped_classes(self, row: tuple[bool, ...]) -> tuple[bool, ...]:
+        """One entry a foreground class (or region), with left and right changed."""
+        background = len(self.outputs) - len(row)  # an output of classes, none of regions
+        return tuple(row[other - background] for other in self.outputs[background:])
+
 
 @dataclass(frozen=True, slots=True)
 class Swap:
@@ -84,11 +89,13 @@ class Swap:
         labels: See `Sides`.
         outputs: See `Sides`.
         problem: Why they cannot, in words; empty where they can.
+        alone: Classes whose name holds a side and that have no partner: they stay what they are.
     """
 
     labels: Ints = ()
     outputs: Ints = ()
     problem: str = ""
+    alone: tuple[str, ...] = ()
 
 
 def swap_of(schema: LabelSchema) -> Swap:
@@ -108,11 +115,12 @@ def swap_of(schema: LabelSchema) -> Swap:
             problem=f"{left} and {right} may be named by what they are, such as the chambers of the heart, and then "
             "are no mirror images of each other"
         )
+    alone = without_partner(schema.names, pairs)
     partner = {name: other for pair in pairs for name, other in (pair, pair[::-1])}
     classes = [schema.names.index(partner.get(name, name)) for name in schema.names]
     if not schema.has_regions:
         table = (0, *(index + 1 for index in classes))
-        return Swap(labels=table, outputs=table)
+        return Swap(labels=table, outputs=table, alone=alone)
     membership = schema.region_table()
     columns = [tuple(column) for column in membership.T.tolist()]
     labels = []
@@ -123,4 +131,4 @@ def swap_of(schema: LabelSchema) -> Swap:
             return Swap(problem=f"no label value lies in the partners of the regions of value {value} ({regions})")
         # A value that keeps its regions keeps its number too.
         labels.append(columns.index(wanted) if wanted != column else schema.label_values.index(value))
-    return Swap(labels=tuple(labels), outputs=tuple(classes))
+    return Swap(labels=tuple(labels), outputs=tuple(classes), alone=alone)

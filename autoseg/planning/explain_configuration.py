@@ -284,6 +284,8 @@ def _mirroring(common: DatasetChoices, choices: ConfigurationChoices) -> Decisio
         inputs += "; the slices of this network hold no axis from left to right"
     elif swap.problem:
         inputs += f"; {swap.problem}"
+    elif pairs and swap.alone:
+        inputs += f"; {', '.join(swap.alone[:_LISTED_PAIRS])} would keep the label: there is no partner"
     return Decision(
         configuration=choices.name,
         topic="mirroring",

@@ -158,9 +158,11 @@ class BatchReader:
             image, labels = read_padded(case, start, stop)
         except (OSError, ValueError) as problem:
             raise unreadable(spec.case_id, problem) from problem
+        annotated = self.sampler.annotated_in(spec.case_id)
         if self.sides is not None and self.sides.swaps(drawn.flips):
             # What a voxel is called does not depend on where it goes: the patch is cut and mirrored afterwards.
             labels = self.sides.swapped(labels)
+            annotated = None if annotated is None else self.sides.swapped_classes(annotated)
         has_dropout = self.augmentation is not None and bool(self.augmentation.channel_dropout)
         previous = None
         if self.previous is not None:
@@ -173,7 +175,7 @@ class BatchReader:
             image.reshape(image.shape[0], *image.shape[1 + skipped :]),
             labels.reshape(labels.shape[skipped:]),
             previous,
-            self.sampler.annotated_in(spec.case_id),
+            annotated,
             augment.blank_channels(image, drawn.dropped) if has_dropout else (),
         )
 

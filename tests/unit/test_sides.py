@@ -229,6 +229,13 @@ def test_the_reasons_name_the_other_ways() -> None:
     reasons = {item.configuration: item for item in _lungs_plan().decisions if item.topic == "mirroring"}
     assert reasons["3d_fullres"].result == "along Z, Y"
     assert "left lung / right lung" in reasons["3d_fullres"].inputs
+    assert "keep the label" not in reasons["3d_fullres"].inputs
+    plan = plan_of(
+        fingerprint_of([(1.0, 1.0, 1.0)] * 5, [(64, 64, 64)] * 5, num_foreground=3),
+        labels=schema("left lung", "right lung", "right ventricles"),
+    )
+    (told,) = (item for item in plan.decisions if (item.topic, item.configuration) == ("mirroring", "3d_fullres"))
+    assert "right ventricles would keep the label" in told.inputs
     assert reasons["3d_fullres"].would_change == "--set 3d_fullres.sides.mirror_pairs=swap or naive."
 
 
@@ -364,6 +371,26 @@ def test_the_map_of_a_cascade_changes_with_the_labels() -> None:
         assert told.shape[1] == 3
         for label in (1, 2, 3):
             assert torch.equal(told[:, label - 1] == 1, batch.labels == label)
+
+
+def test_what_was_annotated_changes_with_the_labels() -> None:
+    """A case in which the left lung alone was annotated shows, in the mirror, a right lung that was annotated."""
+    swap = swap_of(LUNGS)
+    sides = Sides(axis=2, mirror_pairs="swap", labels=swap.labels, outputs=swap.outputs)
+    plan = NEVER.model_copy(update={"mirror_axes": (2,)})
+    known = {"one": (True, False, False)}
+    sampler = Sampler(("one",), (7, 8, 6), 4, 1 / 3, 5, annotated=known)
+    reader = BatchReader(sampler, CasePool(Store(MarkedCase(2, False))), 3, plan, 250, None, sides)
+    rows = set()
+    for step in range(4):
+        batch = assemble(reader.read(step), CPU)
+        assert batch.annotated is not None
+        for image, row in zip(batch.images, batch.annotated.tolist(), strict=True):
+            assert row == ([False, False, True] if _is_flipped(image, 2) else [True, False, False])
+            rows.add(tuple(row))
+    assert len(rows) == 2
+    regions = Sides(axis=0, mirror_pairs="swap", labels=(0, 2, 1), outputs=(1, 0, 2))
+    assert regions.swapped_classes((True, False, True)) == (False, True, True)
 
 
 def test_turned_patches_change_too() -> None:
