@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from bench_lines import autoseg, markdown
 
 from autoseg.evaluation.crossval import evaluate_cases, tolerance_of
@@ -74,10 +73,8 @@ def make_run(what: Comparison, name: str, arm: str, seed: int) -> RunFolder:
 
 def train(what: Comparison, run: RunFolder, fold: int, seed: int) -> None:
     """One training with that seed; nothing where it is finished."""
-    settings = run.root / "seed.yaml"
-    settings.write_text(yaml.safe_dump({"train": {"seed": seed}}))
-    words = ("--config", CONFIGURATION, "--fold", str(fold), "--epochs", str(what.epochs))
-    autoseg("train", str(run.root), *words, "--config-file", str(settings))
+    words = ("--config", CONFIGURATION, "--fold", str(fold), "--epochs", str(what.epochs), "--seed", str(seed))
+    autoseg("train", str(run.root), *words)
 
 
 def score_with_tta(run: RunFolder, fold: int) -> dict[str, Any]:

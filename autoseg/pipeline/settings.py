@@ -30,6 +30,7 @@ def resolve_settings(
     time_budget: str | None = None,
     device: str = "auto",
     precision: str = "auto",
+    seed: int | None = None,
 ) -> Settings:
     """Settings of the file with the command line's options on top.
 
@@ -57,4 +58,6 @@ def resolve_settings(
         training["device"] = device
     if precision != "auto":
         training["precision"] = precision
+    if seed is not None:
+        training["seed"] = seed
     return Settings(plan=_updated(settings.plan, planning, "plan"), train=_updated(settings.train, training, "train"))

@@ -8,7 +8,17 @@ import pytest
 
 from autoseg.cli.app import app, fill_optional_json, main
 
-TRAINING = {"--config", "--fold", "--epochs", "--time-budget", "--device", "--precision", "--restart", "--set"}
+TRAINING = {
+    "--config",
+    "--fold",
+    "--epochs",
+    "--time-budget",
+    "--device",
+    "--precision",
+    "--restart",
+    "--seed",
+    "--set",
+}
 PLANNING = {"--out", "--preset", "--vram", "--measure", "--step-time", "--add", "--set", "--config-file"}
 
 FROZEN = {
