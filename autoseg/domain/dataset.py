@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from autoseg.domain import regions
 from autoseg.domain.values import Value
@@ -197,6 +197,7 @@ class Case(Value):
         patient: Cases of one patient stay in one fold; None when unknown.
         annotated: Names of the classes that were annotated in this case; None when all were. Elsewhere the case says
             nothing about a class: its voxels may be labelled as background.
+        strata: What folds should have alike, by the column's name, such as {"site": "Lyon"}.
     """
 
     id: str
@@ -204,6 +205,7 @@ class Case(Value):
     labels: str | None = None
     patient: str | None = None
     annotated: tuple[str, ...] | None = None
+    strata: dict[str, str] = Field(default_factory=dict)
 
     @property
     def files(self) -> tuple[str, ...]:

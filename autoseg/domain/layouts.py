@@ -19,6 +19,7 @@ from autoseg.domain.dataset import Case, Channel, Dataset, LabelSchema, Splits
 from autoseg.domain.descriptions import DescriptionProblem, parse_channels, parse_labels
 from autoseg.domain.endings import PICTURE_ENDINGS, is_image_name, list_images, split_ending
 from autoseg.domain.findings import Finding, Findings
+from autoseg.domain.grouping import with_groups
 from autoseg.domain.manifests import ManifestCase, read_csv_manifest, read_json_manifest
 from autoseg.domain.partial import parse_annotated, with_annotated
 from autoseg.domain.splits import parse_splits, splits_problems
@@ -155,7 +156,7 @@ def _described(source: Path, data: dict[str, Any], found: Findings, *, need_file
         cases = _raw_cases(folder / "imagesTr", folder / "labelsTr", declared, len(channels), found)
         silent = Findings()  # test images need no labels, and nothing of theirs stops training
         tests = _raw_cases(folder / "imagesTs", folder / "labelsTs", declared, len(channels), silent)
-    whole = _whole_cases(cases, len(channels), found)
+    whole = with_groups(_whole_cases(cases, len(channels), found), data, {case.id for case in cases}, found)
     whole = with_annotated(whole, annotated, labels, {case.id for case in (*cases, *tests)}, found)
     labelled = [case for case in whole if case.labels is not None]
     _compare_count(source, data, len(labelled), found)
@@ -318,6 +319,7 @@ def _case_channels(
 
 def _manifest_case(folder: Path, item: ManifestCase, found: Findings) -> Case:
     images = tuple(str(_normal(folder / file)) for file in item.images)
+    case = Case(id=item.id, images=images, patient=item.patient, strata=item.strata)
     if item.labels is None:
         found.add(
             "no-label-named",
@@ -325,8 +327,8 @@ def _manifest_case(folder: Path, item: ManifestCase, found: Findings) -> Case:
             case=item.id,
             severity="warning",
         )
-        return Case(id=item.id, images=images, patient=item.patient)
-    return Case(id=item.id, images=images, labels=str(_normal(folder / item.labels)), patient=item.patient)
+        return case
+    return case.model_copy(update={"labels": str(_normal(folder / item.labels))})
 
 
 def _whole_cases(cases: Sequence[Case], num_channels: int, found: Findings) -> list[Case]:
