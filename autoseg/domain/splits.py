@@ -103,13 +103,13 @@ def make_splits(
         )
     num_folds = min(num_folds, len(groups))
     by_patient = len(groups) < len(cases)
-    traits, what = _traits(cases, class_presence)
-    if not by_patient and not what:
+    traits, kinds = _traits(cases, class_presence)
+    if not by_patient and not kinds:
         validation = _shuffled_folds(list(groups), num_folds)
         rule = f"{num_folds} folds of shuffled cases, equal to nnU-Net's (seed {NNUNET_SPLIT_SEED})"
     else:
-        validation = _dealt_folds(groups, traits if what else {}, seed, num_folds)
-        how = [*(["by patient"] if by_patient else []), *([f"stratified by {' and '.join(what)}"] if what else [])]
+        validation = _dealt_folds(groups, traits if kinds else {}, seed, num_folds)
+        how = [*(["by patient"] if by_patient else []), *([f"stratified by {' and '.join(kinds)}"] if kinds else [])]
         rule = f"{num_folds} folds {' and '.join(how)} (seed {seed})"
     if by_patient and not any(case.patient for case in cases):
         rule += f"; {_recognised(patients)}"
