@@ -70,14 +70,14 @@ def new_description(
     order = original.get(_ORDER_KEY)
     if schema.has_regions and isinstance(order, list):
         kept[_ORDER_KEY] = [table.get(value, value) for value in order]
-    return kept | {
+    ours = {
         "name": dataset.name,
         "channel_names": {str(number): item.name for number, item in enumerate(dataset.channels)},
         "labels": {_BACKGROUND: 0} | values | ignore,
         "numTraining": len(cases),
         "file_ending": file_ending,
-        **about,
     }
+    return ours | {key: item for key, item in kept.items() if key not in ours} | about
 
 
 def _about_cases(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 def check(
     dataset: options.DatasetArgument,
-    repair: repairing.Repair = None,
+    repair: repairing.RepairTo = None,
     resample_labels: repairing.ResampleLabels = False,
     replace_nan: repairing.ReplaceNan = False,
     keep_orientation: repairing.KeepOrientation = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +10,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from autoseg.checking.repairs import Ledger, RepairSettings
+    from autoseg.checking.repairs import Ledger, Repair, RepairSettings
 
-Repair = Annotated[
+RepairTo = Annotated[
     Path | None,
     typer.Option(
         "--repair",
@@ -36,6 +35,10 @@ KeepValues = Annotated[
     bool, typer.Option("--keep-values", help="With --repair: leave label values as they are, gaps included.")
 ]
 KeepEmpty = Annotated[bool, typer.Option("--keep-empty", help="With --repair: keep cases with background only.")]
+
+
+_FEW_STATES = ("orientation", "label-type", "format")
+"""Changes of these kinds are told apart by how the file was; of others each file differs."""
 
 
 def repair(dataset: Path, out: Path | None, settings: RepairSettings, *, is_quiet: bool) -> Path:
@@ -70,11 +73,13 @@ def repair_tables(ledger: Ledger) -> list[Table]:
     from rich.table import Table
     from rich.text import Text
 
-    kinds = Counter((item.kind, item.what) for item in ledger.repairs)
-    changes = []
-    for (kind, what), count in kinds.items():
-        first = next(item for item in ledger.repairs if (item.kind, item.what) == (kind, what))
-        changes.append((str(count), what, first.before, first.after, first.file))
+    kinds: dict[tuple[str, ...], list[Repair]] = {}
+    for item in ledger.repairs:
+        same = (item.before, item.after) if item.kind in _FEW_STATES else ()
+        kinds.setdefault((item.kind, item.what, *same), []).append(item)
+    changes = [
+        (str(len(items)), items[0].what, items[0].before, items[0].after, items[0].file) for items in kinds.values()
+    ]
     out = []
     for title, header, rows in (
         ("Repaired", ("files", "what", "before", "after", "first file"), changes),
