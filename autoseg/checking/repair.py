@@ -165,10 +165,9 @@ def _write_descriptions(
 ) -> None:
     """Folds, ledger and, last of all, the description that makes a data set of the folder."""
     labels = [file.target for made in decisions for file in made.files if file.target.startswith("labelsTr/")]
-    original = described_content(description)
-    content = new_description(
-        original, dataset, kept, mapped_schema(dataset.labels, rules.table), rules.table, split_ending(labels[0])[1]
-    )
+    schema = mapped_schema(dataset.labels, rules.table)
+    ending = split_ending(labels[0])[1]
+    content = new_description(described_content(description), dataset, kept, schema, ending)
     if dataset.splits is not None:
         splits = kept_splits(dataset.splits, {case.id for case in kept})
         if splits is not None:

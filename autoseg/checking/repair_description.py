@@ -38,7 +38,6 @@ def new_description(
     dataset: Dataset,
     cases: Sequence[Case],
     schema: LabelSchema,
-    table: Mapping[int, int],
     file_ending: str,
 ) -> dict[str, Any]:
     """The content of the copy's `dataset.json`.
@@ -48,7 +47,6 @@ def new_description(
         dataset: The original.
         cases: Its training cases that are in the copy.
         schema: The labels with their new values.
-        table: Original label value to new one.
         file_ending: Of the copy's label maps.
 
     Raises:
@@ -67,13 +65,12 @@ def new_description(
     about = _about_cases(cases)
     for key in (PATIENTS_KEY, *Case.model_fields):
         kept.pop(key, None)
-    order = original.get(_ORDER_KEY)
-    if schema.has_regions and isinstance(order, list):
-        kept[_ORDER_KEY] = [table.get(value, value) for value in order]
+    written = {} if schema.regions_class_order is None else {_ORDER_KEY: list(schema.regions_class_order)}
     ours = {
         "name": dataset.name,
         "channel_names": {str(number): item.name for number, item in enumerate(dataset.channels)},
         "labels": {_BACKGROUND: 0} | values | ignore,
+        **written,
         "numTraining": len(cases),
         "file_ending": file_ending,
     }

@@ -131,7 +131,9 @@ def mapped_schema(schema: LabelSchema, table: Mapping[int, int]) -> LabelSchema:
         for item in schema.classes
     )
     ignore = None if schema.ignore is None else table.get(schema.ignore, schema.ignore)
-    return schema.model_copy(update={"classes": classes, "ignore": ignore})
+    order = schema.regions_class_order
+    written = None if order is None else tuple(table.get(value, value) for value in order)
+    return schema.model_copy(update={"classes": classes, "ignore": ignore, "regions_class_order": written})
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from autoseg.checking.repair import repair_dataset
 from autoseg.checking.repair_description import kept_splits
 from autoseg.checking.repair_rules import consecutive_values, mapped_schema
 from autoseg.checking.repairs import Ledger, RepairSettings
-from autoseg.domain.dataset import Fold, LabelClass, LabelSchema, Splits
+from autoseg.domain.dataset import Fold, Splits
 from autoseg.domain.geometry import Geometry
 from autoseg.domain.layouts import load_dataset, resolve_dataset
 from autoseg.errors import ConfigError, DatasetError
@@ -367,15 +367,21 @@ def test_pictures_keep_their_colours_and_detached_headers_get_their_voxels(tmp_p
     np.testing.assert_array_equal(read_labels(out / "labelsTr/d.mha")[0], labels_of(1, 3))
 
 
-def test_regions_and_the_ignore_value_are_mapped_too() -> None:
-    classes = (LabelClass(name="whole", values=(2, 4, 9)), LabelClass(name="core", values=(9,)))
-    schema = LabelSchema(classes=classes, ignore=255)
-    table = consecutive_values(schema)
-    assert table == {2: 1, 4: 2, 9: 3, 255: 4}
-    mapped = mapped_schema(schema, table)
-    assert [item.values for item in mapped.classes] == [(1, 2, 3), (3,)]
-    assert mapped.ignore == 4
-    assert consecutive_values(mapped) == {1: 1, 2: 2, 3: 3, 4: 4}
+def test_regions_their_order_and_the_ignore_value_are_mapped_too(folder: Path) -> None:
+    labels = {"background": 0, "whole": [2, 4, 9], "core": [9, 4], "ignore": 255}
+    annotated = {"c1": ["core"]}
+    describe(folder, labels=labels, regions_class_order=[2, 9], annotated=annotated)
+    for number in range(2):
+        write_image(folder / f"labelsTr/c{number}.nii.gz", labels_of(2, 4, 9, 255), GRID)
+    schema = load_dataset(folder).labels
+    assert consecutive_values(schema) == {2: 1, 4: 2, 9: 3, 255: 4}
+    assert consecutive_values(mapped_schema(schema, consecutive_values(schema))) == {1: 1, 2: 2, 3: 3, 4: 4}
+    _, out = repaired(folder)
+    np.testing.assert_array_equal(read_labels(out / "labelsTr/c0.nii.gz")[0], labels_of(1, 2, 3, 4))
+    dataset = load_dataset(out)
+    assert [(item.name, item.values) for item in dataset.labels.classes] == [("whole", (1, 2, 3)), ("core", (3, 2))]
+    assert (dataset.labels.ignore, dataset.labels.regions_class_order) == (4, (1, 3))
+    assert [case.annotated for case in dataset.cases] == [None, ("core",)]
 
 
 def test_patients_strata_folds_and_test_cases_come_along(tmp_path: Path) -> None:
