@@ -82,7 +82,7 @@ def _about_cases(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
     about: dict[str, dict[str, Any]] = {}
     for case in cases:
         for key, item in case.model_dump(mode="json", exclude={"id", "images", "labels"}).items():
-            if item:
+            if item not in (None, {}):  # an empty list says something: that nothing was annotated
                 about.setdefault(PATIENTS_KEY if key == "patient" else key, {})[case.id] = item
     return about
 

@@ -26,8 +26,9 @@ from autoseg.domain.grids import voxels_apart
 _ATTACHED = {".nhdr": ".nrrd", ".mhd": ".mha"}
 """Formats whose voxels lie in a second file become those that hold both, so that one file is one link."""
 
-_WRITABLE = {*NIFTI_ENDINGS, ".nrrd", ".mha", ".png", ".bmp", ".tif", ".tiff"}
-"""Formats that changed files keep. JPEG is none of them, because it changes values."""
+_WRITABLE = {*NIFTI_ENDINGS, ".nrrd", ".mha"}
+_WRITABLE_PICTURES = {".png", ".bmp", ".tif", ".tiff"}
+"""Formats that changed files keep; of single pictures also these. JPEG is none of them, because it changes values."""
 
 _WHY_SPLIT = "one file a channel is what every program understands"
 _MM3_PER_ML = 1000
@@ -208,7 +209,7 @@ def _ending(path: str, *, is_written: bool, is_picture: bool) -> str:
     """The ending of the copy: the original's, unless a changed file's format is not written, or is two files."""
     ending = split_ending(path)[1]
     lower = ending.lower()
-    if not is_written or lower in _WRITABLE:
+    if not is_written or lower in _WRITABLE or (is_picture and lower in _WRITABLE_PICTURES):
         return ending
     return _ATTACHED.get(lower, ".png" if is_picture else ".nii.gz")
 
