@@ -9,15 +9,19 @@ As JSON::
      "cases": [{"id": "k1", "images": ["a/t1.nii.gz", "a/t2.nii.gz"], "labels": "a/seg.nii.gz", "patient": "p1",
                 "annotated": ["femur"], "strata": {"site": "Lyon"}}]}
 
+A channel that a case lacks is null in its "images". "pairs" may name classes that a mirror image turns into each other,
+as [["left lung", "right lung"]]; without it they are told by their names, [] says that there are none. A channel that
+new images may lack is {"name": "T2", "may_be_missing": true}; one that a case lacks is so by itself.
+
 Of regions (classes with several values), "regions_class_order" may say which value each is written with; see
 `domain/regions.py`. "annotated" names the classes that were annotated in the case, where not all were.
 
-As CSV, one case a row, with the columns `id`, `image` (or `image_0`, `image_1`, ... for one file a channel), `label`,
-`patient` and `annotated` (names separated by semicolons); the last three are optional. Columns such as `stratify_site`
-and `stratify_scanner` give the strata, of which folds then have like numbers. A table cannot say what labels and
-channels are called, and guessing would be silent guessing; so beside `cases.csv` lies `cases.json` or `dataset.json`
-with "channels" and "labels" as above, or as in nnU-Net's `dataset.json`. Paths are relative to the manifest's folder.
-A case without a label map is set aside for testing.
+As CSV, one case a row, with the columns `id`, `image` (or `image_0`, `image_1`, ... for one file a channel, an empty
+cell for a channel that the case lacks), `label`, `patient` and `annotated` (names separated by semicolons); the last
+three are optional. Columns such as `stratify_site` and `stratify_scanner` give the strata, of which folds then have
+like numbers. A table cannot say what labels and channels are called, and guessing would be silent guessing; so beside
+`cases.csv` lies `cases.json` or `dataset.json` with "channels" and "labels" as above, or as in nnU-Net's
+`dataset.json`. Paths are relative to the manifest's folder. A case without a label map is set aside for testing.
 """
 
 from __future__ import annotations
@@ -45,10 +49,10 @@ _COLUMNS_HINT = (
 
 @dataclass(frozen=True, slots=True)
 class ManifestCase:
-    """A row of a manifest; paths as written."""
+    """A row of a manifest; paths as written, None or empty for a channel that the case lacks."""
 
     id: str
-    images: tuple[str, ...]
+    images: tuple[str | None, ...]
     labels: str | None
     patient: str | None
     annotated: tuple[str, ...] | None = None
@@ -84,7 +88,7 @@ class _LabelEntry(Value):
 class _CaseEntry(Value):
     id: str
     image: str | None = None
-    images: tuple[str, ...] | None = None
+    images: tuple[str | None, ...] | None = None
     labels: str | None = None
     patient: str | None = None
     annotated: tuple[str, ...] | None = None
@@ -94,6 +98,10 @@ class _CaseEntry(Value):
     def _has_images(self) -> Self:
         if (self.image is None) == (not self.images):
             raise ValueError(f'case {self.id!r} needs either "image" or "images"')
+        if self.images and not any(self.images):
+            raise ValueError(f"case {self.id!r} lacks every channel")
+        if self.images and "" in self.images:
+            raise ValueError(f"case {self.id!r} has an image without a name; write null for a channel that it lacks")
         return self
 
 
@@ -105,6 +113,7 @@ class _Description(Value):
     labels: tuple[_LabelEntry, ...]
     ignore: int | None = None
     regions_class_order: tuple[int, ...] | None = None
+    pairs: tuple[tuple[str, str], ...] | None = None
 
 
 class _JsonManifest(_Description):
@@ -144,7 +153,12 @@ def _channels(content: _Description) -> tuple[Channel, ...]:
 def _schema(content: _Description) -> LabelSchema:
     foreground = [item for item in content.labels if item.all_values != (0,)]  # a background entry says nothing new
     classes = tuple(LabelClass(name=item.name, values=item.all_values) for item in foreground)
-    return LabelSchema(classes=classes, ignore=content.ignore, regions_class_order=content.regions_class_order)
+    return LabelSchema(
+        classes=classes,
+        ignore=content.ignore,
+        regions_class_order=content.regions_class_order,
+        pairs=content.pairs,
+    )
 
 
 def read_csv_manifest(path: Path) -> Manifest:
@@ -168,7 +182,7 @@ def read_csv_manifest(path: Path) -> Manifest:
     for number, row in enumerate(rows, start=2):  # line 1 is the header
         values = {key: item.strip() for key, item in row.items() if isinstance(item, str)}
         images = tuple(values.get(column, "") for column in image_columns)
-        if not values.get("id") or not all(images) or "(more)" in row:
+        if not values.get("id") or not any(images) or "(more)" in row:
             problems.append(f"line {number}: expected an id and {', '.join(image_columns)}, got {list(row.values())}")
             continue
         label, patient, names = (values.get(column) or None for column in ("label", "patient", "annotated"))

@@ -80,7 +80,7 @@ def prepare(
     preprocess = planned.configurations[name].preprocess
     owner = next(other for other, part in planned.configurations.items() if part.preprocess == preprocess)
     store = CaseStore(run_folder.cache_folder(owner, cache_digest(preprocess, dataset.labels)))
-    missing = [case for case in dataset.cases if not store.is_current(case.id, case.files)]
+    missing = [case for case in dataset.cases if not store.is_current(case.id, case.files, case.missing)]
     if missing:
         map_cases(
             lambda case: prepare_case(case, preprocess, dataset.labels, store),
