@@ -110,6 +110,7 @@ def _repair(
     decisions = [decide(item, rules) for item in training]
     test_decisions = [decide(item, rules, part="Ts") for item in tests]
     kept = [case for case, made in zip(dataset.cases, decisions, strict=True) if not made.reason]
+    kept_tests = [case for case, made in zip(dataset.test_cases, test_decisions, strict=True) if not made.reason]
     if not kept:
         reasons = [f"case {made.case}: {made.reason}" for made in decisions] or [str(item) for item in errors]
         raise DatasetError(f"no case of {description} can be kept", problems=reasons)
@@ -124,7 +125,7 @@ def _repair(
         source=str(description),
         settings=settings,
         num_cases=len(kept),
-        num_test_cases=sum(not made.reason for made in test_decisions),
+        num_test_cases=len(kept_tests),
         num_linked=counts["linked"],
         num_copied=counts["copied"],
         num_written=counts["written"],
@@ -133,7 +134,7 @@ def _repair(
         set_aside=tuple(aside),
         left_wrong=(*left_wrong, *(item for made in every for item in made.left_wrong)),
     )
-    _write_descriptions(dataset, description, kept, decisions, rules, ledger, out)
+    _write_descriptions(dataset, description, kept, kept_tests, decisions, rules, ledger, out)
     return ledger
 
 
@@ -158,6 +159,7 @@ def _write_descriptions(
     dataset: Dataset,
     description: Path,
     kept: Sequence[Case],
+    tests: Sequence[Case],
     decisions: Sequence[CaseDecision],
     rules: Rules,
     ledger: Ledger,
@@ -167,7 +169,7 @@ def _write_descriptions(
     labels = [file.target for made in decisions for file in made.files if file.target.startswith("labelsTr/")]
     schema = mapped_schema(dataset.labels, rules.table)
     ending = split_ending(labels[0])[1]
-    content = new_description(described_content(description), dataset, kept, schema, ending)
+    content = new_description(described_content(description), dataset, kept, tests, schema, ending)
     if dataset.splits is not None:
         splits = kept_splits(dataset.splits, {case.id for case in kept})
         if splits is not None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoseg.domain import missing
 from autoseg.domain.dataset import Case, Dataset, Fold, LabelSchema, Splits
 from autoseg.domain.grouping import PATIENTS_KEY
 from autoseg.errors import DatasetError
@@ -15,7 +16,9 @@ _LAYOUT_KEYS = ("training", "test", "dataset", "modality", "numTest", "cases")
 """Where the original's files lie. The copy's follow from their names."""
 
 _BACKGROUND, _IGNORE = "background", "ignore"
-_ORDER_KEY = "regions_class_order"
+_ORDER_KEY, _PAIRS_KEY = "regions_class_order", "pairs"
+_CASE_KEYS = {"patient": PATIENTS_KEY, "missing": missing.KEY}
+"""What a description calls the fields of its cases, where it has another word."""
 
 
 def described_content(description: Path) -> dict[str, Any]:
@@ -37,6 +40,7 @@ def new_description(
     original: Mapping[str, Any],
     dataset: Dataset,
     cases: Sequence[Case],
+    tests: Sequence[Case],
     schema: LabelSchema,
     file_ending: str,
 ) -> dict[str, Any]:
@@ -46,6 +50,7 @@ def new_description(
         original: Of the original's; keys that are not about its layout are kept.
         dataset: The original.
         cases: Its training cases that are in the copy.
+        tests: Its test cases that are in the copy.
         schema: The labels with their new values.
         file_ending: Of the copy's label maps.
 
@@ -62,10 +67,14 @@ def new_description(
     kept = {} if is_ours else {key: item for key, item in original.items() if key not in _LAYOUT_KEYS}
     values = {item.name: item.values[0] if len(item.values) == 1 else list(item.values) for item in schema.classes}
     ignore = {} if schema.ignore is None else {_IGNORE: schema.ignore}
-    about = _about_cases(cases)
-    for key in (PATIENTS_KEY, *Case.model_fields):
+    about = _about_cases((*cases, *tests))
+    for key in (*_CASE_KEYS.values(), *Case.model_fields):
         kept.pop(key, None)
-    written = {} if schema.regions_class_order is None else {_ORDER_KEY: list(schema.regions_class_order)}
+    written: dict[str, Any] = {}
+    if schema.regions_class_order is not None:
+        written[_ORDER_KEY] = list(schema.regions_class_order)
+    if schema.pairs is not None:
+        written[_PAIRS_KEY] = [list(pair) for pair in schema.pairs]
     ours = {
         "name": dataset.name,
         "channel_names": {str(number): item.name for number, item in enumerate(dataset.channels)},
@@ -82,8 +91,8 @@ def _about_cases(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
     about: dict[str, dict[str, Any]] = {}
     for case in cases:
         for key, item in case.model_dump(mode="json", exclude={"id", "images", "labels"}).items():
-            if item not in (None, {}):  # an empty list says something: that nothing was annotated
-                about.setdefault(PATIENTS_KEY if key == "patient" else key, {})[case.id] = item
+            if item:
+                about.setdefault(_CASE_KEYS.get(key, key), {})[case.id] = item
     return about
 
 

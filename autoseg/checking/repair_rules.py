@@ -170,6 +170,8 @@ def decide(survey: CaseSurvey, rules: Rules, *, part: str = "Tr") -> CaseDecisio
         if made.reason:
             return made
     for facts in survey.images:
+        while number in survey.case.missing:
+            number += 1
         _decide_image(facts, grid, number, f"images{part}", rules.settings, made)
         number += facts.num_channels
     if survey.label is not None:

@@ -119,7 +119,7 @@ def survey_case(case: Case, num_channels: int, settings: RepairSettings) -> Case
         num_channels: Of the data set.
         settings: What will be done.
     """
-    per_file = num_channels if len(case.images) == 1 else 1
+    per_file = case.channels_in_a_file(num_channels)
     try:
         images = tuple(_survey_image(file, per_file, settings) for file in case.images)
         label = None if case.labels is None else _survey_label(case.labels, images[0].grid, settings)

@@ -384,6 +384,24 @@ def test_regions_their_order_and_the_ignore_value_are_mapped_too(folder: Path) -
     assert [case.annotated for case in dataset.cases] == [None, ("core",)]
 
 
+def test_missing_channels_and_declared_pairs_come_along(folder: Path) -> None:
+    labels = {"background": 0, "a": 1, "b": 4}
+    describe(folder, channels=3, labels=labels, missing_channels={"c0": [0], "t": [1]}, pairs=[["a", "b"]])
+    (folder / "imagesTr/c0_0000.nii.gz").unlink()
+    for name in ("Tr/c0_0001", "Tr/c0_0002", "Tr/c1_0001", "Tr/c1_0002", "Ts/t_0000", "Ts/t_0002"):
+        write_image(folder / f"images{name}.nii.gz", image_of(5), GRID)
+    for number in range(2):
+        write_image(folder / f"labelsTr/c{number}.nii.gz", labels_of(1, 4), GRID)
+    ledger, out = repaired(folder)
+    assert {item.kind for item in ledger.repairs} == {"label-values"}
+    before, after = load_dataset(folder), load_dataset(out)
+    assert [case.missing for case in (*after.cases, *after.test_cases)] == [(0,), (), (1,)]
+    assert [Path(file).name for file in after.cases[0].images] == ["c0_0001.nii.gz", "c0_0002.nii.gz"]
+    assert after.channels == before.channels
+    assert after.labels.pairs == (("a", "b"),)
+    assert errors_of(out) == []
+
+
 def test_patients_strata_folds_and_test_cases_come_along(tmp_path: Path) -> None:
     source = tmp_path / "files"
     cases: list[dict[str, Any]] = []
