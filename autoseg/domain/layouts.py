@@ -115,12 +115,13 @@ def _resolve(source: Path, found: Findings, *, need_files: bool) -> Dataset | No
             return _described(source, data, found, need_files=need_files)
         manifest = read_json_manifest(source, data)
     cases = [_manifest_case(folder, item, found) for item in manifest.cases]
-    whole = _whole_cases(cases, len(manifest.channels), found)
+    channels = with_optional(manifest.channels, [case.missing for case in cases], len(cases), found)
+    whole = _whole_cases(cases, len(channels), found)
     declared = {item.id: item.annotated for item in manifest.cases if item.annotated is not None}
     whole = with_annotated(whole, declared, manifest.labels, {case.id for case in cases}, found)
     labelled = [case for case in whole if case.labels is not None]
     tests = [case for case in whole if case.labels is None]
-    return _build(source, manifest.name, manifest.channels, manifest.labels, labelled, tests, found)
+    return _build(source, manifest.name, channels, manifest.labels, labelled, tests, found)
 
 
 def _own_dataset(source: Path, data: dict[str, Any]) -> Dataset:
@@ -160,6 +161,7 @@ def _described(source: Path, data: dict[str, Any], found: Findings, *, need_file
         tests = _raw_cases(folder / "imagesTs", folder / "labelsTs", declared, len(channels), lacking, silent)
     known = {case.id for case in (*cases, *tests)}
     cases = with_missing(cases, lacking, known, found)
+    channels = with_optional(channels, lacking.values(), len(cases) + len(tests), found)
     whole = with_groups(_whole_cases(cases, len(channels), found), data, known, found)
     whole = with_annotated(whole, annotated, labels, known, found)
     labelled = [case for case in whole if case.labels is not None]
@@ -366,7 +368,7 @@ def _build(
     first = next((case.labels for case in cases if case.labels is not None), None)
     return Dataset(
         name=name,
-        channels=with_optional(channels, (*cases, *tests), found),
+        channels=channels,
         labels=labels,
         cases=tuple(cases),
         test_cases=tuple(sorted(tests, key=lambda item: item.id)),

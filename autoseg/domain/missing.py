@@ -60,21 +60,24 @@ def present_files(entries: Sequence[str | None]) -> tuple[tuple[str, ...], tuple
     return files, tuple(number for number, entry in enumerate(entries) if not entry)
 
 
-def with_optional(channels: Sequence[Channel], cases: Sequence[Case], found: Findings) -> tuple[Channel, ...]:
+def with_optional(
+    channels: Sequence[Channel], missing: Collection[tuple[int, ...]], num_cases: int, found: Findings
+) -> tuple[Channel, ...]:
     """The channels, those that some case lacks marked as such; how many lack each is noted.
 
     Args:
         channels: Of the data set.
-        cases: All of them.
+        missing: Numbers of the channels that cases lack, for each case that lacks any; their files need not be there.
+        num_cases: All of them.
         found: Gets the notes.
     """
     out = []
     for number, channel in enumerate(channels):
-        count = sum(number in case.missing for case in cases)
+        count = sum(number in numbers for numbers in missing)
         if count:
             found.add(
                 "missing-channel",
-                f"{count} of {len(cases)} cases lack the channel {number} ({channel.name}), as declared",
+                f"{count} of {num_cases} cases lack the channel {number} ({channel.name}), as declared",
                 severity="note",
             )
         out.append(channel.model_copy(update={"may_be_missing": channel.may_be_missing or count > 0}))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from small_network import SMALL_NETWORK
 
 from autoseg.cli.app import main
 from autoseg.domain.geometry import Geometry
@@ -22,13 +23,8 @@ from autoseg.io.run_folder import RunFolder
 SHAPE = (20, 16, 18)
 LEFT, RIGHT, MIDDLE = 40, 7, 22
 SMALL = {
+    **SMALL_NETWORK,
     "network.features_per_stage": [4, 6],
-    "network.strides": [[1, 1, 1], [2, 2, 2]],
-    "network.kernel_sizes": [[3, 3, 3]] * 2,
-    "network.blocks_per_stage_encoder": [1, 1],
-    "network.blocks_per_stage_decoder": [1],
-    "network.patch_size": [16, 16, 16],
-    "training.batch_size": 2,
     "training.steps_per_epoch": 4,
     "training.validation_steps_per_epoch": 1,
 }

@@ -172,6 +172,17 @@ def test_check_notes_what_is_declared_and_reports_no_error(folder: Path) -> None
     assert report.num_files == 11
 
 
+def test_what_may_be_missing_is_known_without_any_file(tmp_path: Path) -> None:
+    """Planning from a fingerprint needs no images, and the plan must not forget what they lack."""
+    raw = load_dataset(describe(tmp_path, missing_channels={"b": [1]}), need_files=False)
+    assert [item.may_be_missing for item in raw.channels] == [False, True, False]
+    head = {"channels": ["T1", "CT"], "labels": [{"name": "tumour", "value": 1}]}
+    cases = [{"id": "a", "images": [None, "a_ct.nii"], "labels": "a.nii"}]
+    (tmp_path / "m.json").write_text(json.dumps(head | {"cases": cases}))
+    manifest = load_dataset(tmp_path / "m.json", need_files=False)
+    assert [item.may_be_missing for item in manifest.channels] == [True, False]
+
+
 # --- Reading, measuring, preparing ------------------------------------------------------------------------------------
 
 

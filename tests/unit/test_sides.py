@@ -20,7 +20,7 @@ from autoseg.domain.descriptions import DescriptionProblem, parse_labels
 from autoseg.domain.layouts import load_dataset
 from autoseg.domain.plan import AugmentationPlan, Configuration, Plan
 from autoseg.domain.sides import Sides, swap_of
-from autoseg.errors import DatasetError, PlanError
+from autoseg.errors import ConfigError, DatasetError, PlanError
 from autoseg.inference.tta import TileSwap, mirror_combinations, mirrored, with_mirroring
 from autoseg.planning.overrides import apply_overrides
 from autoseg.preprocessing.prepare import cache_digest
@@ -198,6 +198,14 @@ def test_one_setting_chooses_the_arm(way: str) -> None:
     assert part.sides.swaps((2,)) == (way == "swap")
     assert not part.sides.swaps((0, 1))
     assert (plan.digest() == _lungs_plan().digest()) == (way == "leave_out")
+
+
+def test_the_setting_means_every_configuration_that_has_sides() -> None:
+    plan = apply_overrides(_lungs_plan((1.0, 1.0, 3.0)), [("sides.mirror_pairs", "swap")])
+    assert plan.configurations["3d_fullres"].mirrored((0, 1, 2)) == (0, 1, 2)
+    assert plan.configurations["2d"].sides is None
+    with pytest.raises(ConfigError, match="no left/right pairs"):
+        apply_overrides(_lungs_plan(pairs=()), [("sides.mirror_pairs", "swap")])
 
 
 @pytest.mark.parametrize("preset", ["nnunet", "nnunet-resenc-m", "nnunet-resenc-l", "nnunet-resenc-xl"])
