@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from autoseg.domain import regions
 from autoseg.domain.laterality import left_right_pairs, pairs_problems
@@ -211,6 +211,7 @@ class Case(Value):
         patient: Cases of one patient stay in one fold; None when unknown.
         annotated: Names of the classes that were annotated in this case; None when all were. Elsewhere the case says
             nothing about a class: its voxels may be labelled as background.
+        strata: What folds should have alike, by the column's name, such as {"site": "Lyon"}.
         missing: Numbers of the channels that the case lacks, ascending.
     """
 
@@ -219,6 +220,7 @@ class Case(Value):
     labels: str | None = None
     patient: str | None = None
     annotated: tuple[str, ...] | None = None
+    strata: dict[str, str] = Field(default_factory=dict)
     missing: tuple[int, ...] = ()
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from autoseg.domain.dataset import Case, Channel, Dataset, LabelSchema, Splits
 from autoseg.domain.descriptions import DescriptionProblem, parse_channels, parse_labels
 from autoseg.domain.endings import is_image_name, list_images, split_ending
 from autoseg.domain.findings import Finding, Findings
+from autoseg.domain.grouping import with_groups
 from autoseg.domain.manifests import ManifestCase, read_csv_manifest, read_json_manifest
 from autoseg.domain.missing import files_by_channel, parse_missing, present_files, with_missing, with_optional
 from autoseg.domain.partial import parse_annotated, with_annotated
@@ -158,10 +159,11 @@ def _described(source: Path, data: dict[str, Any], found: Findings, *, need_file
         cases = _raw_cases(folder / "imagesTr", folder / "labelsTr", declared, len(channels), lacking, found)
         silent = Findings()  # test images need no labels, and nothing of theirs stops training
         tests = _raw_cases(folder / "imagesTs", folder / "labelsTs", declared, len(channels), lacking, silent)
-    cases = with_missing(cases, lacking, {case.id for case in (*cases, *tests)}, found)
+    known = {case.id for case in (*cases, *tests)}
+    cases = with_missing(cases, lacking, known, found)
     channels = with_optional(channels, lacking.values(), len(cases) + len(tests), found)
-    whole = _whole_cases(cases, len(channels), found)
-    whole = with_annotated(whole, annotated, labels, {case.id for case in (*cases, *tests)}, found)
+    whole = with_groups(_whole_cases(cases, len(channels), found), data, known, found)
+    whole = with_annotated(whole, annotated, labels, known, found)
     labelled = [case for case in whole if case.labels is not None]
     _compare_count(source, data, len(labelled), found)
     if not labelled and need_files and not any(item.severity == "error" for item in found.items):
@@ -311,6 +313,7 @@ def _channel_files(files: Sequence[Path], ending: str, found: Findings) -> dict[
 def _manifest_case(folder: Path, item: ManifestCase, found: Findings) -> Case:
     files, missing = present_files(item.images)
     images = tuple(str(_normal(folder / file)) for file in files)
+    case = Case(id=item.id, images=images, patient=item.patient, missing=missing, strata=item.strata)
     if item.labels is None:
         found.add(
             "no-label-named",
@@ -318,9 +321,8 @@ def _manifest_case(folder: Path, item: ManifestCase, found: Findings) -> Case:
             case=item.id,
             severity="warning",
         )
-        return Case(id=item.id, images=images, patient=item.patient, missing=missing)
-    labels = str(_normal(folder / item.labels))
-    return Case(id=item.id, images=images, labels=labels, patient=item.patient, missing=missing)
+        return case
+    return case.model_copy(update={"labels": str(_normal(folder / item.labels))})
 
 
 def _whole_cases(cases: Sequence[Case], num_channels: int, found: Findings) -> list[Case]:

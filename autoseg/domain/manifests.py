@@ -7,7 +7,7 @@ As JSON::
      "labels": [{"name": "femur", "value": 1}, {"name": "cartilage", "values": [2, 3]}],
      "ignore": 255,
      "cases": [{"id": "k1", "images": ["a/t1.nii.gz", "a/t2.nii.gz"], "labels": "a/seg.nii.gz", "patient": "p1",
-                "annotated": ["femur"]}]}
+                "annotated": ["femur"], "strata": {"site": "Lyon"}}]}
 
 A channel that a case lacks is null in its "images". "pairs" may name classes that a mirror image turns into each other,
 as [["left lung", "right lung"]]; without it they are told by their names, [] says that there are none. A channel that
@@ -17,11 +17,11 @@ Of regions (classes with several values), "regions_class_order" may say which va
 `domain/regions.py`. "annotated" names the classes that were annotated in the case, where not all were.
 
 As CSV, one case a row, with the columns `id`, `image` (or `image_0`, `image_1`, ... for one file a channel, an empty
-cell for a channel that the case lacks), `label`,
-`patient` and `annotated` (names separated by semicolons); the last three are optional. A table cannot say what labels
-and channels are called, and guessing would be silent guessing; so beside `cases.csv` lies `cases.json` or
-`dataset.json` with "channels" and "labels" as above, or as in nnU-Net's `dataset.json`. Paths are relative to the
-manifest's folder. A case without a label map is set aside for testing.
+cell for a channel that the case lacks), `label`, `patient` and `annotated` (names separated by semicolons); the last
+three are optional. Columns such as `stratify_site` and `stratify_scanner` give the strata, of which folds then have
+like numbers. A table cannot say what labels and channels are called, and guessing would be silent guessing; so beside
+`cases.csv` lies `cases.json` or `dataset.json` with "channels" and "labels" as above, or as in nnU-Net's
+`dataset.json`. Paths are relative to the manifest's folder. A case without a label map is set aside for testing.
 """
 
 from __future__ import annotations
@@ -30,18 +30,21 @@ import csv
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from autoseg.domain.dataset import Channel, LabelClass, LabelSchema
 from autoseg.domain.descriptions import DescriptionProblem, parse_channels, parse_labels
 from autoseg.domain.values import Value, validation_problems
 
 _IMAGE_COLUMN = re.compile(r"^image_(\d+)$")
-_COLUMNS_HINT = "Columns are id, image (or image_0, image_1, ...), label, patient, annotated."
+_STRATUM_PREFIX = "stratify_"
+_COLUMNS_HINT = (
+    "Columns are id, image (or image_0, image_1, ...), label, patient, annotated, and stratify_... for even folds."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class ManifestCase:
     labels: str | None
     patient: str | None
     annotated: tuple[str, ...] | None = None
+    strata: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class _CaseEntry(Value):
     labels: str | None = None
     patient: str | None = None
     annotated: tuple[str, ...] | None = None
+    strata: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_images(self) -> Self:
@@ -131,7 +136,9 @@ def read_json_manifest(path: Path, data: dict[str, Any]) -> Manifest:
     except ValidationError as problem:
         raise DescriptionProblem(validation_problems(problem)) from None
     cases = tuple(
-        ManifestCase(item.id, item.images or (item.image or "",), item.labels, item.patient, item.annotated)
+        ManifestCase(
+            item.id, item.images or (item.image or "",), item.labels, item.patient, item.annotated, strata=item.strata
+        )
         for item in content.cases
     )
     return Manifest(content.name or path.stem, _channels(content), labels, cases)
@@ -180,10 +187,15 @@ def read_csv_manifest(path: Path) -> Manifest:
             continue
         label, patient, names = (values.get(column) or None for column in ("label", "patient", "annotated"))
         annotated = None if names is None else tuple(name.strip() for name in names.split(";") if name.strip())
-        cases.append(ManifestCase(values["id"], images, label, patient, annotated))
+        strata = {key.removeprefix(_STRATUM_PREFIX): item for key, item in values.items() if _is_stratum(key)}
+        cases.append(ManifestCase(values["id"], images, label, patient, annotated, strata=strata))
     if problems:
         raise DescriptionProblem(problems)
     return Manifest(name, channels, labels, tuple(cases))
+
+
+def _is_stratum(column: str) -> bool:
+    return column.startswith(_STRATUM_PREFIX) and column != _STRATUM_PREFIX
 
 
 def _image_columns(columns: Sequence[str]) -> list[str]:
@@ -191,9 +203,8 @@ def _image_columns(columns: Sequence[str]) -> list[str]:
         (item for item in columns if _IMAGE_COLUMN.match(item)), key=lambda item: int(item[len("image_") :])
     )
     problems = []
-    unknown = [
-        item for item in columns if item not in ("id", "image", "label", "patient", "annotated", "(more)", *numbered)
-    ]
+    known = ("id", "image", "label", "patient", "annotated", "(more)", *numbered)
+    unknown = [item for item in columns if item not in known and not _is_stratum(item)]
     if unknown:
         problems.append(f"unknown columns: {', '.join(unknown)}")
     if "id" not in columns:

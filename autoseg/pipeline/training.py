@@ -19,6 +19,7 @@ from autoseg.io.run_folder import FOLD_ALL, RunFolder
 from autoseg.io.store import CaseStore
 from autoseg.pipeline.cascade import FoldName, OutOfFold, out_of_fold, prepare_maps
 from autoseg.pipeline.cases import SILENT, annotated_names, labels_of, map_cases
+from autoseg.pipeline.folds import require_fitting
 from autoseg.planning.overrides import apply_overrides
 from autoseg.preprocessing.prepare import cache_digest, prepare_case
 from autoseg.runtime import Progress, num_cpus, one_core_each
@@ -268,12 +269,14 @@ def _configuration_name(planned: Plan, wanted: str | None) -> str:
 def _choose_folds(run_folder: RunFolder, fold: str, dataset: Dataset) -> tuple[tuple[FoldName, Fold], ...]:
     if fold == FOLD_ALL:
         return (("all", Fold(train=tuple(case.id for case in dataset.cases), validation=())),)
-    folds = run_folder.read_splits().folds
+    splits = run_folder.read_splits()
+    folds = splits.folds
     if not folds:
         raise ConfigError(
             f"{run_folder.splits_file} has no folds: the data set has too few cases to hold any out",
             hint="Train on every case with --fold all.",
         )
+    require_fitting(run_folder.splits_file, splits, dataset)
     if fold == "each":
         return tuple(enumerate(folds))
     if not fold.isdigit() or int(fold) >= len(folds):

@@ -21,9 +21,11 @@ TRAINING = {
 }
 PLANNING = {"--out", "--preset", "--vram", "--measure", "--step-time", "--add", "--set", "--config-file"}
 
+REPAIRING = {"--repair", "--resample-labels", "--replace-nan", "--keep-orientation", "--keep-values", "--keep-empty"}
+
 FROZEN = {
     "demo": set(),
-    "check": {"--json"},
+    "check": {"--json"} | REPAIRING,
     "plan": PLANNING | {"--why", "--fingerprint", "--device", "--precision", "--json"},
     "train": TRAINING | {"--config-file"},
     "predict": {"--out", "--config", "--fold", "--tta", "--overlap", "--device", "--precision", "--dicom-seg"},
