@@ -138,10 +138,10 @@ def patients_of(cases: Sequence[Case], *, names_tell_patients: bool = True) -> d
 
 def _recognised(patients: Mapping[str, str]) -> str:
     """Say which patients names told, by the first of them."""
-    first = min(patients.values())
+    first, count = min(patients.values()), len(set(patients.values()))
     cases = sorted(case for case, patient in patients.items() if patient == first)
     return (
-        f"{len(set(patients.values()))} patients recognised by the names of {len(patients)} cases "
+        f"{count} patient{'' if count == 1 else 's'} recognised by the names of {len(patients)} cases "
         f"({cases[0]} and {cases[1]} are of {first})"
     )
 
