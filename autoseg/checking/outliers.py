@@ -1,0 +1,216 @@
+"""Cases whose size, voxel size or intensities lie far from the rest; where many do, that is told of the set."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from math import log, log10
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.checking.facts import HIGH, LOW, MEDIAN, CaseFacts, ChannelFacts
+from autoseg.checking.modalities import is_fixed_scale
+from autoseg.checking.wording import by, listed, num
+from autoseg.domain.dataset import Channel
+from autoseg.domain.findings import Findings
+
+MIN_CASES = 8
+"""Of fewer, nobody can tell the usual from the odd."""
+
+Z_LIMIT = 6.0
+"""Robust standard deviations from the median; of normally distributed values 2 in a billion lie further off."""
+
+POPULATION_FRACTION = 0.1
+"""Where more cases than this lie off, they are not odd but a second kind of case, and are told together."""
+
+SPACING_FLOOR, SIZE_FLOOR = log(1.1), log(1.15)
+"""Least standard deviation of log spacing and log size: factors below 1.8 and 2.3 are never told."""
+
+SCALE_FLOOR, POSITION_FLOOR = 0.1, 0.06
+"""The same of the logarithm (base 10) of an image's spread, and of where its median lies between dark (0) and bright
+(1): factors below 4 and differences below 0.36 are never told."""
+
+FORGOTTEN_FACTOR = 30.0
+"""From such a factor on, an image is on another scale than the others, and not only brighter."""
+
+TIGHT_DECADES = 0.3
+"""Images whose spread varies by no more than this (a factor of 2) are on one scale."""
+
+WIDE_FACTOR = 100.0
+"""Images whose spreads differ by more were scaled by different programs or scanners."""
+
+_DEVIATIONS_OF_MAD = 1.4826
+"""Standard deviations of a normal distribution in a median absolute deviation, inverted."""
+
+
+def deviations(values: NDArray[np.float64], floor: float) -> NDArray[np.float64]:
+    """How far each value lies from the median, in robust standard deviations.
+
+    Args:
+        values: (n,) or (n, features).
+        floor: Least standard deviation.
+    """
+    away = np.abs(values - np.median(values, axis=0))
+    return away / np.maximum(_DEVIATIONS_OF_MAD * np.median(away, axis=0), floor)
+
+
+def find_outliers(facts: Sequence[CaseFacts], channels: Sequence[Channel], found: Findings) -> None:
+    """Add cases that lie far from the rest, and what divides the set.
+
+    Args:
+        facts: Of the cases that are learnt from.
+        channels: Of the data set.
+        found: Takes the findings.
+    """
+    placed = [item for item in facts if item.geometry is not None]
+    solid = [item for item in placed if item.geometry is not None and not item.geometry.is_2d]
+    _find_lengths(solid, "spacing", SPACING_FLOOR, found)
+    _find_lengths(placed, "size", SIZE_FLOOR, found)
+    odd: dict[str, list[str]] = defaultdict(list)
+    for channel, item in enumerate(channels):
+        both = [(one.case, read) for one in facts if (read := one.channel(channel)) is not None and read.spread > 0]
+        _find_scales(both, item, len(channels), found)
+        _find_types(both, item, len(channels), found)
+        for case, message in _odd_brightness(both).items():
+            odd[case].append(f"{item.name}: {message}" if len(channels) > 1 else message)
+    _add_odd_brightness(odd, len(facts), found)
+
+
+def _find_lengths(facts: Sequence[CaseFacts], what: str, floor: float, found: Findings) -> None:
+    if len(facts) < MIN_CASES:
+        return
+    is_2d = any(item.geometry is not None and item.geometry.is_2d for item in facts)
+    unit = "pixels" if is_2d else "mm"
+    rows = np.array([item.spacing_mm if what == "spacing" or not is_2d else (1.0, 1.0, 1.0) for item in facts])
+    if what == "size":
+        rows = rows * np.array([item.shape for item in facts])
+    used = rows[:, :2] if is_2d else rows
+    off = deviations(np.log(used), floor).max(axis=1) > Z_LIMIT
+    names = [item.case for item, is_off in zip(facts, off, strict=True) if is_off]
+    usual = by([float(value) for value in np.median(used, axis=0)])
+    if len(names) > POPULATION_FRACTION * len(facts):
+        low, high = (by([float(value) for value in edge]) for edge in (used.min(axis=0), used.max(axis=0)))
+        found.add(
+            f"{what}-varies",
+            f"the {what} varies from {low} to {high} {unit}; {len(names)} of {len(facts)} cases lie far from the median, "
+            f"{usual}",
+            severity="note",
+            cases=names,
+            hint=""
+            if what == "size"
+            else "All cases are resampled to one spacing; those far from it lose most detail.",
+        )
+        return
+    for item, row, is_off in zip(facts, used, off, strict=True):
+        if is_off:
+            found.add(
+                f"{what}-outlier",
+                f"its {what} is {by([float(value) for value in row])} {unit}, in the middle case {usual}",
+                case=item.case,
+                severity="note",
+                hint="Look at it: another protocol, a wrong header, a crop?",
+            )
+
+
+def _find_scales(
+    both: Sequence[tuple[str, ChannelFacts]], channel: Channel, num_channels: int, found: Findings
+) -> None:
+    """Images on another scale than the rest, and sets without a common one."""
+    if len(both) < MIN_CASES:
+        return
+    decades = np.array([log10(item.spread) for _, item in both])
+    middle = float(np.median(decades))
+    spread = _DEVIATIONS_OF_MAD * float(np.median(np.abs(decades - middle)))
+    fixed = is_fixed_scale(channel)
+    of_channel = f" of {channel.name}" if num_channels > 1 else ""
+    if spread <= TIGHT_DECADES:
+        for (case, item), value in zip(both, decades, strict=True):
+            factor = 10 ** float(abs(value - middle))
+            if factor >= FORGOTTEN_FACTOR:
+                direction = "larger" if value > middle else "smaller"
+                found.add(
+                    "other-scale",
+                    f"the values{of_channel} are about {factor:,.0f} times {direction} than in the other cases "
+                    f"({item.quantiles[LOW]:.4g} to {item.quantiles[HIGH]:.4g}), as if a scale factor (scl_slope, "
+                    "rescale) was left out or applied twice",
+                    case=case,
+                    file=item.file,
+                    severity="warning" if fixed else "note",
+                    hint="Export it again with the same settings as the others.",
+                )
+        return
+    factor = 10 ** float(decades.max() - decades.min())
+    if factor < WIDE_FACTOR:
+        return
+    low, high = (both[int(place)] for place in (decades.argmin(), decades.argmax()))
+    found.add(
+        "no-common-scale",
+        f"intensities{of_channel} have no common scale: they spread over {low[1].spread:.4g} in {low[0]} and over "
+        f"{high[1].spread:.4g} in {high[0]}, a factor of {factor:,.0f}",
+        severity="warning" if fixed else "note",
+        cases=[case for (case, _), far in zip(both, np.abs(decades - middle) > 1, strict=True) if far],
+        hint="This channel is scaled alike in all cases: export them on one scale, or name the channel otherwise."
+        if fixed
+        else "",
+        cost="images that look too dark or too bright to the network"
+        if fixed
+        else "nothing: each image is normalised by its own mean and deviation",
+    )
+
+
+def _find_types(both: Sequence[tuple[str, ChannelFacts]], channel: Channel, num_channels: int, found: Findings) -> None:
+    """Images of 8 bits among others: their finer differences are gone."""
+    types = Counter(item.dtype for _, item in both)
+    coarse = [(case, item) for case, item in both if item.dtype in ("uint8", "int8")]
+    if len(types) < 2 or not coarse or len(coarse) == len(both):
+        return
+    counted = ", ".join(f"{name} in {num(count, 'case')}" for name, count in types.most_common())
+    of_channel = f"{channel.name} is" if num_channels > 1 else "images are"
+    brightest = [
+        max(item.quantiles[-1] for case, item in group)
+        for group in (coarse, [one for one in both if one not in coarse])
+    ]
+    found.add(
+        "mixed-types",
+        f"{of_channel} stored as {counted}: two kinds of files, with maxima up to {brightest[0]:.4g} and "
+        f"{brightest[1]:.4g}",
+        severity="note",
+        cases=[case for case, _ in coarse],
+        hint="Where the originals are at hand, export all of them in one way.",
+        cost=f"{len(coarse)} of {len(both)} cases have 256 grey levels at most",
+    )
+
+
+def _odd_brightness(both: Sequence[tuple[str, ChannelFacts]]) -> Mapping[str, str]:
+    """Cases whose median lies elsewhere between dark and bright than in the rest, as after an inversion."""
+    if len(both) < MIN_CASES:
+        return {}
+    places = np.array([(item.quantiles[MEDIAN] - item.quantiles[LOW]) / item.spread for _, item in both])
+    usual = float(np.median(places))
+    return {
+        case: f"half of its voxels are darker than {place:.0%} of its range, in the middle case than {usual:.0%}"
+        for (case, _), place, off in zip(both, places, deviations(places, POSITION_FLOOR), strict=True)
+        if off > Z_LIMIT
+    }
+
+
+def _add_odd_brightness(odd: Mapping[str, Sequence[str]], num_cases: int, found: Findings) -> None:
+    if len(odd) > POPULATION_FRACTION * num_cases:
+        found.add(
+            "two-kinds-of-images",
+            f"{len(odd)} of {num_cases} cases are of another brightness than the rest, such as {listed(list(odd), 3)} "
+            f"({next(iter(odd.values()))[0]})",
+            cases=list(odd),
+            severity="note",
+            hint="Bright and dark backgrounds, or two protocols? Both should be in every fold.",
+        )
+        return
+    for case, messages in odd.items():
+        found.add(
+            "brightness-outlier",
+            "; ".join(messages),
+            case=case,
+            severity="note",
+            hint="Look at it: inverted, another sequence, or much background?",
+        )
