@@ -180,8 +180,8 @@ def _check_tiny(summary: ClassSummary, num_axes: int, found: Findings) -> None:
         f"({summary.least_voxels:,} to {summary.most_voxels:,} in the files)",
         severity="warning",
         hint="Keep the resolution (a finer target spacing costs time and memory), or judge it by detection, not Dice.",
-        cost=f"about {surface:.0%} of the voxels of {summary.name!r} lie on its surface: half a voxel of error takes much "
-        "of its Dice",
+        cost=f"about {surface:.0%} of the voxels of {summary.name!r} lie on its surface: half a voxel of error takes "
+        "much of its Dice",
     )
 
 
@@ -196,8 +196,8 @@ def _check_pieces(item: LabelClass, structures: Sequence[tuple[CaseFacts, Struct
             fraction = one.stray_voxels / one.voxels
             found.add(
                 "stray-islands",
-                f"{item.name!r} is in {one.pieces} pieces: {num(one.stray_voxels, 'voxel')} ({share(fraction, 1)} of it) "
-                f"lie off the largest; {whole} of {len(counted)} cases have one piece",
+                f"{item.name!r} is in {one.pieces} pieces: {num(one.stray_voxels, 'voxel')} ({share(fraction, 1)} of "
+                f"it) off the largest; {whole} of {len(counted)} cases have one piece",
                 case=case.case,
                 severity="warning" if fraction > LARGE_STRAY_FRACTION else "note",
                 hint="A slip while drawing, or a gap in it?",
@@ -230,8 +230,8 @@ def _check_gaps(dataset: Dataset, found: Findings) -> None:
     if missing:
         found.add(
             "label-gaps",
-            f"the label values are not consecutive: {listed([str(value) for value in missing])} of 1 to {max(declared)} "
-            f"{'is' if len(missing) == 1 else 'are'} not used",
+            f"the label values are not consecutive: {listed([str(value) for value in missing])} of 1 to "
+            f"{max(declared)} {'is' if len(missing) == 1 else 'are'} not used",
             severity="note",
             hint="Training takes them as they are, and predictions have the same values.",
             cost="nothing",

@@ -183,8 +183,8 @@ def _check_set(dataset: Dataset, found: Findings) -> None:
         first, cases = next(iter(several.items()))
         found.add(
             "several-cases-a-patient",
-            f"{num(len(several), 'patient')} of {len(patients)} {'has' if len(several) == 1 else 'have'} several cases, "
-            f"such as {first} ({listed(cases)})",
+            f"{num(len(several), 'patient')} of {len(patients)} {'has' if len(several) == 1 else 'have'} several "
+            f"cases, such as {first} ({listed(cases)})",
             severity="note",
             cases=[case for cases in several.values() for case in cases],
             hint="Folds keep the cases of a patient together.",

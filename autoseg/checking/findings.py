@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from autoseg.domain.findings import Finding, Severity
 from autoseg.domain.values import Value
 
@@ -48,7 +50,7 @@ class CaseSummary(Value):
     shape: tuple[int, ...] = ()
     spacing_mm: tuple[float, ...] = ()
     intensities: tuple[tuple[float, float], ...] = ()
-    class_voxels: dict[str, int] = {}
+    class_voxels: dict[str, int] = Field(default_factory=dict)
 
 
 class ClassSummary(Value):

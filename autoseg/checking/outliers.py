@@ -13,7 +13,7 @@ from autoseg.checking.facts import HIGH, LOW, MEDIAN, CaseFacts, ChannelFacts
 from autoseg.checking.modalities import is_fixed_scale
 from autoseg.checking.wording import by, listed, num
 from autoseg.domain.dataset import Channel
-from autoseg.domain.findings import Findings
+from autoseg.domain.findings import Findings, Severity
 
 MIN_CASES = 8
 """Of fewer, nobody can tell the usual from the odd."""
@@ -93,8 +93,8 @@ def _find_lengths(facts: Sequence[CaseFacts], what: str, floor: float, found: Fi
         low, high = (by([float(value) for value in edge]) for edge in (used.min(axis=0), used.max(axis=0)))
         found.add(
             f"{what}-varies",
-            f"the {what} varies from {low} to {high} {unit}; {len(names)} of {len(facts)} cases lie far from the median, "
-            f"{usual}",
+            f"the {what} varies from {low} to {high} {unit}; {len(names)} of {len(facts)} cases lie far from the "
+            f"median, {usual}",
             severity="note",
             cases=names,
             hint=""
@@ -116,46 +116,54 @@ def _find_lengths(facts: Sequence[CaseFacts], what: str, floor: float, found: Fi
 def _find_scales(
     both: Sequence[tuple[str, ChannelFacts]], channel: Channel, num_channels: int, found: Findings
 ) -> None:
-    """Images on another scale than the rest, and sets without a common one."""
+    """Single images on another scale than the rest, or sets without a common one."""
     if len(both) < MIN_CASES:
         return
     decades = np.array([log10(item.spread) for _, item in both])
-    middle = float(np.median(decades))
-    spread = _DEVIATIONS_OF_MAD * float(np.median(np.abs(decades - middle)))
-    fixed = is_fixed_scale(channel)
+    off = decades - float(np.median(decades))
+    usual = _DEVIATIONS_OF_MAD * float(np.median(np.abs(off)))
+    far = np.abs(off) >= log10(FORGOTTEN_FACTOR)
+    severity: Severity = "warning" if is_fixed_scale(channel) else "note"
     of_channel = f" of {channel.name}" if num_channels > 1 else ""
-    if spread <= TIGHT_DECADES:
-        for (case, item), value in zip(both, decades, strict=True):
-            factor = 10 ** float(abs(value - middle))
-            if factor >= FORGOTTEN_FACTOR:
-                direction = "larger" if value > middle else "smaller"
-                found.add(
-                    "other-scale",
-                    f"the values{of_channel} are about {factor:,.0f} times {direction} than in the other cases "
-                    f"({item.quantiles[LOW]:.4g} to {item.quantiles[HIGH]:.4g}), as if a scale factor (scl_slope, "
-                    "rescale) was left out or applied twice",
-                    case=case,
-                    file=item.file,
-                    severity="warning" if fixed else "note",
-                    hint="Export it again with the same settings as the others.",
-                )
+    if usual > TIGHT_DECADES or far.sum() > POPULATION_FRACTION * len(both):
+        _add_no_common_scale(both, off, severity, of_channel, found)
         return
-    factor = 10 ** float(decades.max() - decades.min())
+    for place in np.flatnonzero(far).tolist():
+        case, item = both[place]
+        found.add(
+            "other-scale",
+            f"the values{of_channel} are about {10 ** abs(off[place]):,.0f} times "
+            f"{'larger' if off[place] > 0 else 'smaller'} than in the other cases ({item.quantiles[LOW]:.4g} to "
+            f"{item.quantiles[HIGH]:.4g}), as if a scale factor (scl_slope, rescale) was left out or applied twice",
+            case=case,
+            file=item.file,
+            severity=severity,
+            hint="Export it again with the same settings as the others.",
+        )
+
+
+def _add_no_common_scale(
+    both: Sequence[tuple[str, ChannelFacts]],
+    off: NDArray[np.float64],
+    severity: Severity,
+    of_channel: str,
+    found: Findings,
+) -> None:
+    factor = 10 ** float(off.max() - off.min())
     if factor < WIDE_FACTOR:
         return
-    low, high = (both[int(place)] for place in (decades.argmin(), decades.argmax()))
+    low, high = (both[int(place)] for place in (off.argmin(), off.argmax()))
+    is_harmless = severity == "note"
     found.add(
         "no-common-scale",
         f"intensities{of_channel} have no common scale: they spread over {low[1].spread:.4g} in {low[0]} and over "
-        f"{high[1].spread:.4g} in {high[0]}, a factor of {factor:,.0f}",
-        severity="warning" if fixed else "note",
-        cases=[case for (case, _), far in zip(both, np.abs(decades - middle) > 1, strict=True) if far],
-        hint="This channel is scaled alike in all cases: export them on one scale, or name the channel otherwise."
-        if fixed
-        else "",
-        cost="images that look too dark or too bright to the network"
-        if fixed
-        else "nothing: each image is normalised by its own mean and deviation",
+        f"{high[1].spread:,.4g} in {high[0]}, a factor of {factor:,.0f}",
+        severity=severity,
+        cases=[both[place][0] for place in np.flatnonzero(np.abs(off) >= log10(FORGOTTEN_FACTOR)).tolist()],
+        hint="" if is_harmless else "Export them on one scale, or give the channel a name that is normalised by image.",
+        cost="nothing: each image is normalised by its own mean and deviation"
+        if is_harmless
+        else "images that look too dark or too bright to the network, which are normalised alike",
     )
 
 

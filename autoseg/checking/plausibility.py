@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from autoseg.checking.facts import HIGH, LOW, QUANTILES, CaseFacts, ChannelFacts
 from autoseg.checking.modalities import is_ct, is_pet
-from autoseg.checking.wording import num
 from autoseg.domain.dataset import Channel
 from autoseg.domain.findings import Findings
 
@@ -72,7 +71,7 @@ def _check_ct(case: str, item: ChannelFacts, found: Findings) -> None:
             case=case,
             file=item.file,
             severity="warning",
-            hint="Convert it from the DICOM files again; or, where all cases are like this, do not name the channel CT.",
+            hint="Convert it from the DICOM files again; where all cases are like this, do not name the channel CT.",
         )
     elif low >= 0 and item.quantiles[_95] > UNSHIFTED_HU:
         found.add(
@@ -94,7 +93,7 @@ def _check_ct(case: str, item: ChannelFacts, found: Findings) -> None:
     elif low < CT_MIN_HU:
         found.add(
             "ct-padding",
-            f"the lowest value is {low:g}, below air (-1000): padding outside the scanner's circle, or a wrong intercept",
+            f"the lowest value is {low:g}, below air (-1000): padding around the scan, or a wrong intercept",
             case=case,
             file=item.file,
             severity="note",
@@ -102,8 +101,8 @@ def _check_ct(case: str, item: ChannelFacts, found: Findings) -> None:
     if high > CT_MAX_HU and item.spread >= SMALL_RANGE_HU:
         found.add(
             "ct-very-bright",
-            f"the highest value is {high:g}, beyond the {CT_MAX_HU:g} of 12 bits: metal on an extended scale, or a wrong "
-            "slope",
+            f"the highest value is {high:g}, beyond the {CT_MAX_HU:g} of 12 bits: metal on an extended scale, or a "
+            "wrong slope",
             case=case,
             file=item.file,
             severity="note",
@@ -115,8 +114,8 @@ def _check_pet(case: str, item: ChannelFacts, found: Findings) -> None:
     if item.quantiles[HIGH] > PET_MAX_SUV:
         found.add(
             "pet-scale",
-            f"0.5 % of the voxels are above {item.quantiles[HIGH]:,.4g}: uptake values (SUV) hardly exceed 50, so this is "
-            "activity (Bq/ml), or a scale factor (scl_slope) was left out",
+            f"0.5 % of the voxels are above {item.quantiles[HIGH]:,.4g}: uptake values (SUV) hardly exceed 50, so this "
+            "is activity (Bq/ml), or a scale factor (scl_slope) was left out",
             case=case,
             file=item.file,
             severity="warning",
@@ -155,8 +154,8 @@ def _find_swapped(facts: Sequence[CaseFacts], channels: Sequence[Channel], found
             if crossed < SWAPPED_RATIO * straight:
                 found.add(
                     "channels-swapped",
-                    f"{channels[one].name} looks like {channels[other].name} in the other {num(len(whole) - 1, 'case')}, "
-                    f"and the other way round (distance {crossed:.1f} crossed, {straight:.1f} as named)",
+                    f"{channels[one].name} looks like {channels[other].name} of the other cases, and the "
+                    f"other way round (distance {crossed:.1f} crossed, {straight:.1f} as named)",
                     case=item.case,
                     file=item.channels[one].file,
                     severity="warning",

@@ -37,7 +37,7 @@ def check_sides(facts: Sequence[CaseFacts], schema: LabelSchema, found: Findings
         f"{num(len(pairs), 'pair')} of classes {'is' if len(pairs) == 1 else 'are'} told apart by side only: "
         + listed([f"{left} and {right}" for left, right in pairs], 3),
         severity="note",
-        hint="Training and prediction never mirror one into the other's label: the plan says how (`autoseg plan --why`).",
+        hint="The plan says how mirroring keeps them apart: `autoseg plan --why`.",
         cost="nothing, where the names are right",
     )
     # True where the left one of a pair lies to the left of the right one, in the world of the header.
@@ -53,8 +53,8 @@ def check_sides(facts: Sequence[CaseFacts], schema: LabelSchema, found: Findings
     if len(wrong_way) > len(right_way):
         found.add(
             "sides-mirrored",
-            f"in {len(wrong_way)} of {len(judged)} cases the left structures lie to the right of the right ones, by the "
-            "headers: names or headers are mirrored throughout",
+            f"in {len(wrong_way)} of {len(judged)} cases the left structures lie to the right of the right ones, by "
+            "the headers: names or headers are mirrored throughout",
             cases=wrong_way,
             severity="note",
             hint="All cases being alike, it does not harm training; images of other sources would be named wrongly.",
@@ -63,8 +63,8 @@ def check_sides(facts: Sequence[CaseFacts], schema: LabelSchema, found: Findings
     for case in odd if len(right_way) != len(wrong_way) else ():
         found.add(
             "sides-swapped",
-            f"left and right lie the other way round than in {max(len(right_way), len(wrong_way))} of {len(judged)} cases, "
-            f"in {len(views[case])} of {num(len(pairs), 'pair')} that could be judged",
+            f"left and right lie the other way round than in {max(len(right_way), len(wrong_way))} of {len(judged)} "
+            f"cases, in {len(views[case])} of {num(len(pairs), 'pair')} that could be judged",
             case=case,
             severity="warning",
             hint="Its labels are swapped, or its header is mirrored: compare with the other cases in a viewer.",

@@ -15,8 +15,10 @@ from autoseg.domain.dataset import Channel, Splits
 from autoseg.domain.findings import Findings
 
 NEAR_CORRELATION = 0.92
-"""Prints that agree so far are of one image. Source: see `prints.BLOCKS_3D`: different cases of the eight real sets reach
-0.86, copies that were changed 0.93 and more."""
+"""Prints that agree so far are of one image.
+
+Source: see `prints.BLOCKS_3D`: different cases of eight real sets reach 0.86, copies that were changed 0.93 and more.
+"""
 
 NEAR_PROFILE = 0.25
 """Near copies also have like histograms: their quantiles, on a scale of each image's own, differ by at most this."""
@@ -45,7 +47,7 @@ def find_twins(facts: Sequence[CaseFacts], channels: Sequence[Channel], splits: 
             f"the images of {listed(cases)} show the same: their fine patterns agree to {agreement:.2f} (1 is a copy)",
             cases=cases,
             severity="warning",
-            hint="Keep one of them, or give them one patient in a manifest, so that they stay on one side of every fold.",
+            hint="Keep one of them, or give them one patient in a manifest: then folds keep them together.",
             cost=patients.cost(cases, facts),
         )
     _add_equal_channels(facts, channels, found)
@@ -176,9 +178,7 @@ def _add_equal_channels(facts: Sequence[CaseFacts], channels: Sequence[Channel],
             f"colour, {listed(grey)}",
             cases=grey,
             severity="note",
-            cost=""
-            if len(grey) < len(facts)
-            else f"{len(channels)} times the memory of images for one channel's worth",
+            cost=f"{len(channels)} channels are read where one would do" if len(grey) == len(facts) else "nothing",
         )
 
 

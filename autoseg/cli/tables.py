@@ -10,7 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autoseg.checking.findings import CheckReport
+from autoseg.checking.findings import CheckReport, FindingKind
+from autoseg.checking.wording import listed
 from autoseg.domain.network_plan import NetworkPlan
 from autoseg.domain.plan import Plan
 from autoseg.evaluation.crossval import Evaluation, table
@@ -180,17 +181,31 @@ def decision_lines(plan: Plan) -> Iterator[Text | Padding]:
 
 
 def findings_table(report: CheckReport) -> Table:
-    """One row a finding, the worst first."""
-    table = Table(title="Findings")
-    for title in ("severity", "case", "file", "what"):
+    """One row a kind of finding, the worst first: how many cases, the first of them, what it costs, what to do."""
+    table = Table(title="Findings", show_lines=True)
+    for title in ("severity", "what", "where"):
         table.add_column(title, overflow="fold")
-    order = list(_SEVERITY_STYLE)
-    for item in sorted(report.findings, key=lambda found: (order.index(found.severity), found.case, found.file)):
-        what = Text(item.message)
-        if item.hint:
-            what.append(f"\n{item.hint}", style="dim")
-        table.add_row(Text(item.severity, style=_SEVERITY_STYLE[item.severity]), Text(item.case), Text(item.file), what)
+    for kind in report.kinds:
+        what = Text.assemble((kind.title, "bold"), f": {kind.message}")
+        if kind.count > 1:
+            what.append(f" (the first of {kind.count})")
+        if kind.cost:
+            what.append(f"\nCosts: {kind.cost}.")
+        if kind.hint:
+            what.append(f"\n{kind.hint}", style="dim")
+        table.add_row(Text(kind.severity, style=_SEVERITY_STYLE[kind.severity]), what, Text(_where(report, kind)))
     return table
+
+
+def _where(report: CheckReport, kind: FindingKind) -> str:
+    """The first cases of a kind; the file, where there is but one."""
+    if kind.count == 1:
+        found = next(item for item in report.findings if (item.severity, item.code) == (kind.severity, kind.code))
+        if found.file:
+            return f"{found.case}\n{found.file}".strip()
+    if not kind.cases:
+        return "the set"
+    return (f"{len(kind.cases)} cases: " if len(kind.cases) > 1 else "") + listed(kind.cases)
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
