@@ -9,13 +9,13 @@ from types import MappingProxyType
 from autoseg.checking.facts import CaseFacts
 from autoseg.checking.findings import FindingKind
 from autoseg.checking.wording import share
-from autoseg.domain.findings import Finding
+from autoseg.domain.findings import Finding, Severity
 
-SEVERITIES = ("error", "warning", "note")
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """The worst first."""
 
-_LOST = "{cases} of {total} cases cannot be used{with_share}"
-_UNLIKE = "{cases} of {total} cases ({percent}) are unlike the rest and may be learnt less well"
+_LOST = "{cases} of {total} cases lost{with_share}"
+_UNLIKE = "{cases} of {total} cases ({percent}) unlike the rest, perhaps learnt less well"
 _NOTHING = "nothing"
 
 
@@ -49,7 +49,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "missing-channel": Kind("Channels that are not there", _LOST),
         "wrong-channels": Kind("Another number of image files than channels", _LOST),
         "no-channel-number": Kind("Files without a channel number"),
-        "no-label-named": Kind("Cases without labels", "{cases} cases teach nothing"),
+        "no-label-named": Kind("Cases without labels", "nothing to learn from {cases} of {total} cases"),
         "count-differs": Kind("Another number of cases than stated"),
         "unknown-case": Kind("Names of cases that are not there"),
         "unknown-class": Kind("Names of classes that are not there"),
@@ -71,28 +71,26 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "labels-not-whole": Kind("Label values that are not whole", _LOST),
         "float-labels": Kind("Labels stored as floating-point numbers", _NOTHING),
         "label-gaps": Kind("Label values that are not consecutive"),
-        "empty-labels": Kind("Label maps with background only", "{cases} of {total} cases show no class"),
+        "empty-labels": Kind("Label maps with background only", "no class to learn in {cases} of {total} cases"),
         "stray-labels": Kind("Labels of classes that were not annotated", "{voxels} voxels teach nothing"),
         "equal-labels": Kind("One label map for several images"),
         # Intensities
         "not-finite": Kind("NaN or infinite values", _LOST),
-        "constant-image": Kind("Images of one value", "{cases} of {total} cases teach nothing of a channel"),
+        "constant-image": Kind("Images of one value", "nothing to learn of a channel in {cases} of {total} cases"),
         "mixed-types": Kind("Two kinds of files"),
         "no-common-scale": Kind("Intensities without a common scale"),
         "other-scale": Kind("Images on another scale", _UNLIKE),
         "brightness-outlier": Kind("Images of another brightness", _UNLIKE),
-        "two-kinds-of-images": Kind(
-            "Two kinds of images", "{cases} of {total} cases ({percent}) are of the rarer kind"
-        ),
-        "channels-swapped": Kind("Channels that look swapped", "{cases} of {total} cases teach two channels wrongly"),
+        "two-kinds-of-images": Kind("Two kinds of images", "{cases} of {total} cases ({percent}) of the rarer kind"),
+        "channels-swapped": Kind("Channels that look swapped", "two channels taught wrongly in {cases} of {total}"),
         "equal-channels": Kind("One image under two channels"),
         "grey-as-colour": Kind("Grey pictures stored as colour"),
-        "ct-not-hu": Kind("CT that is not in Hounsfield units", "{cases} of {total} cases are scaled wrongly"),
-        "ct-no-intercept": Kind("CT without its intercept", "{cases} of {total} cases are about 1,000 HU too bright"),
+        "ct-not-hu": Kind("CT that is not in Hounsfield units", "wrong scaling in {cases} of {total} cases"),
+        "ct-no-intercept": Kind("CT without its intercept", "about 1,000 HU too bright in {cases} of {total} cases"),
         "ct-cut-off": Kind("CT without negative values", "air, lung and fat cannot be told apart"),
         "ct-padding": Kind("CT with padding below air", _NOTHING + ": clipped away"),
         "ct-very-bright": Kind("CT beyond 12 bits", _NOTHING + ": clipped away"),
-        "pet-scale": Kind("PET that is not in uptake values", "{cases} of {total} cases are scaled otherwise"),
+        "pet-scale": Kind("PET that is not in uptake values", "another scale in {cases} of {total} cases"),
         # Sizes
         "size-outlier": Kind("Images of another size", _UNLIKE),
         "size-varies": Kind("Images of many sizes"),
@@ -108,7 +106,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "stray-islands": Kind("Stray islands", "{voxels} voxels, {voxel_share} of the labelled ones"),
         "volume-outlier": Kind("Structures of another size", "{cases} of {total} cases ({percent}) to look at"),
         "left-right-pairs": Kind("Left and right"),
-        "sides-swapped": Kind("Left and right in each other's place", "{cases} of {total} cases teach left as right"),
+        "sides-swapped": Kind("Left and right in each other's place", "left taught as right in {cases} of {total}"),
         "sides-mirrored": Kind("Left and right mirrored throughout", _NOTHING + ", as long as all images are alike"),
         # The set
         "few-cases": Kind("Few cases"),
@@ -173,7 +171,7 @@ class Costs:
                     count=len(items),
                     cases=tuple(sorted(cases)),
                     message=items[0].message,
-                    hint=items[0].hint,
+                    hint=items[0].hint if len({item.hint for item in items}) == 1 else "",
                     cost=self.of(code, items),
                 )
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from autoseg.io.images import ImageHeader, read_header, read_image
 __all__ = ["case_bytes", "check_case", "count_values"]
 
 _COLOURS = 3
+_WIDEST_BYTES = 8
 _BYTES_A_LABEL, _BYTES_A_VOXEL = 12, 10
 """Memory of a check beyond the stored voxels: labels as 4-byte integers with masks and a table look-up, a float copy
 of one channel with its blocks. Source: the peak on `fetal_brain` and `headneck_ct`, rounded up."""
@@ -46,7 +48,13 @@ def _stored_bytes(file: str, extra: int = _BYTES_A_VOXEL) -> int:
         header = read_header(file)
     except (DatasetError, OSError):
         return 0  # the check itself says what is wrong
-    return header.num_voxels * (header.components * np.dtype(header.dtype).itemsize + extra)
+    return header.num_voxels * (header.components * _item_bytes(header.dtype) + extra)
+
+
+def _item_bytes(dtype: str) -> int:
+    """Bytes of a stored number by its type in NumPy's or ITK's words ("int16", "16-bit signed integer")."""
+    bits = re.search(r"(\d+)-bit|(?:int|float)(\d+)$", dtype)
+    return int(bits[1] or bits[2]) // 8 if bits else _WIDEST_BYTES
 
 
 def check_case(case: Case, dataset: Dataset, *, is_test: bool = False, with_pictures: bool = False) -> CaseFacts:
@@ -200,9 +208,7 @@ def _check_images(
         foreground = None if on_grid is None else on_grid.array > 0
         measured = []
         for number, channel in zip(numbers, volume.array, strict=True):
-            facts = measure_channel(
-                channel, volume.geometry, foreground, number=number, file=file, dtype=headers[file].dtype
-            )
+            facts = measure_channel(channel, volume.geometry, foreground, number=number, file=file)
             _check_values(case.id, channel, facts, number if len(numbers) > 1 else None, file, found)
             measured += [] if facts is None else [facts]
         channels += measured

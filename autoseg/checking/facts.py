@@ -28,7 +28,7 @@ class ChannelFacts:
     Attributes:
         number: Of the channel.
         file: Where it lies.
-        dtype: As stored.
+        dtype: Of the voxels as they are read (scaled ones are float32).
         digest: Of shape and voxels; equal for equal images, whatever the type they are stored in.
         detail: int8, its `prints.detail_print`.
         quantiles: Of the finite voxels, at `QUANTILES`.

@@ -19,7 +19,7 @@ class FindingKind(Value):
         count: Findings of it.
         cases: Ids of the cases concerned, each once.
         message: Of the first finding.
-        hint: What to do.
+        hint: What to do; "" where that is another thing for each of them.
         cost: What all of them together cost, in words; "" for nothing.
     """
 

@@ -22,7 +22,6 @@ def measure_channel(
     *,
     number: int,
     file: str,
-    dtype: str,
 ) -> ChannelFacts | None:
     """Quantiles and fingerprints of a channel; None where no voxel is finite.
 
@@ -32,7 +31,6 @@ def measure_channel(
         foreground: (I, J, K), the labelled voxels; None without a label map on this grid.
         number: Of the channel.
         file: Where it lies.
-        dtype: As stored in the file.
     """
     flat = array.ravel(order="F")
     sample = _finite(_strided(flat))
@@ -55,7 +53,7 @@ def measure_channel(
     return ChannelFacts(
         number=number,
         file=file,
-        dtype=dtype,
+        dtype=str(array.dtype),
         digest=content_digest(array),
         detail=detail_print(array, geometry, limits),
         quantiles=quantiles,

@@ -73,7 +73,7 @@ def check_labels(
     if stored.dtype.kind == "f":
         found.add(
             "float-labels",
-            "the label map is stored as floating-point numbers; they are whole, and are read as such",
+            "the label values are floating-point numbers; they are whole, and are read as such",
             case=case.id,
             file=file,
             severity="note",

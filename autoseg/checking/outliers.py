@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from autoseg.checking.facts import HIGH, LOW, MEDIAN, CaseFacts, ChannelFacts
 from autoseg.checking.modalities import is_fixed_scale
-from autoseg.checking.wording import by, listed, num
+from autoseg.checking.wording import by, num
 from autoseg.domain.dataset import Channel
 from autoseg.domain.findings import Findings, Severity
 
@@ -40,7 +40,7 @@ TIGHT_DECADES = 0.3
 WIDE_FACTOR = 100.0
 """Images whose spreads differ by more were scaled by different programs or scanners."""
 
-_DEVIATIONS_OF_MAD = 1.4826
+DEVIATIONS_OF_MAD = 1.4826
 """Standard deviations of a normal distribution in a median absolute deviation, inverted."""
 
 
@@ -52,7 +52,7 @@ def deviations(values: NDArray[np.float64], floor: float) -> NDArray[np.float64]
         floor: Least standard deviation.
     """
     away = np.abs(values - np.median(values, axis=0))
-    return away / np.maximum(_DEVIATIONS_OF_MAD * np.median(away, axis=0), floor)
+    return away / np.maximum(DEVIATIONS_OF_MAD * np.median(away, axis=0), floor)
 
 
 def find_outliers(facts: Sequence[CaseFacts], channels: Sequence[Channel], found: Findings) -> None:
@@ -121,7 +121,7 @@ def _find_scales(
         return
     decades = np.array([log10(item.spread) for _, item in both])
     off = decades - float(np.median(decades))
-    usual = _DEVIATIONS_OF_MAD * float(np.median(np.abs(off)))
+    usual = DEVIATIONS_OF_MAD * float(np.median(np.abs(off)))
     far = np.abs(off) >= log10(FORGOTTEN_FACTOR)
     severity: Severity = "warning" if is_fixed_scale(channel) else "note"
     of_channel = f" of {channel.name}" if num_channels > 1 else ""
@@ -173,7 +173,7 @@ def _find_types(both: Sequence[tuple[str, ChannelFacts]], channel: Channel, num_
     coarse = [(case, item) for case, item in both if item.dtype in ("uint8", "int8")]
     if len(types) < 2 or not coarse or len(coarse) == len(both):
         return
-    counted = ", ".join(f"{name} in {num(count, 'case')}" for name, count in types.most_common())
+    counted = " and ".join(f"{name} in {num(count, 'case')}" for name, count in types.most_common())
     of_channel = f"{channel.name} is" if num_channels > 1 else "images are"
     brightest = [
         max(item.quantiles[-1] for case, item in group)
@@ -181,8 +181,7 @@ def _find_types(both: Sequence[tuple[str, ChannelFacts]], channel: Channel, num_
     ]
     found.add(
         "mixed-types",
-        f"{of_channel} stored as {counted}: two kinds of files, with maxima up to {brightest[0]:.4g} and "
-        f"{brightest[1]:.4g}",
+        f"{of_channel} stored as {counted}; those of 8 bits reach {brightest[0]:.4g}, the others {brightest[1]:,.4g}",
         severity="note",
         cases=[case for case, _ in coarse],
         hint="Where the originals are at hand, export all of them in one way.",
@@ -207,8 +206,8 @@ def _add_odd_brightness(odd: Mapping[str, Sequence[str]], num_cases: int, found:
     if len(odd) > POPULATION_FRACTION * num_cases:
         found.add(
             "two-kinds-of-images",
-            f"{len(odd)} of {num_cases} cases are of another brightness than the rest, such as {listed(list(odd), 3)} "
-            f"({next(iter(odd.values()))[0]})",
+            f"{len(odd)} of {num_cases} cases are of another brightness than the rest ({next(iter(odd))}: "
+            f"{next(iter(odd.values()))[0]})",
             cases=list(odd),
             severity="note",
             hint="Bright and dark backgrounds, or two protocols? Both should be in every fold.",

@@ -63,10 +63,10 @@ class _Shared:
     def cost(self, cases: Sequence[str], facts: Sequence[CaseFacts]) -> str:
         tests = {item.case for item in facts if item.is_test} & set(cases)
         if tests:
-            return f"scores on the test {num(len(tests), 'case')} {listed(sorted(tests))} are too good"
+            return f"scores on test cases ({listed(sorted(tests))}) are too good"
         split = sum(1 for train, held in self._folds if train & set(cases) and held & set(cases))
         if not split:
-            return f"{num(len(cases) - 1, 'case')} that teach nothing new"
+            return f"nothing new to learn from {num(len(cases) - 1, 'case')}"
         return (
             f"scores of {split} of {len(self._folds)} folds are too good: copies are learnt from and held out at once"
         )
@@ -169,13 +169,13 @@ def _add_equal_channels(facts: Sequence[CaseFacts], channels: Sequence[Channel],
             cases=cases,
             severity="warning",
             hint="One of the files was put under the wrong channel number.",
-            cost=f"{num(len(cases), 'case')} of {len(facts)} that teach something wrong of one channel",
+            cost=f"one channel taught wrongly in {len(cases)} of {len(facts)} cases",
         )
     if grey:
         found.add(
             "grey-as-colour",
             f"all {len(channels)} channels are equal in {len(grey)} of {len(facts)} cases: grey pictures stored as "
-            f"colour, {listed(grey)}",
+            "colour",
             cases=grey,
             severity="note",
             cost=f"{len(channels)} channels are read where one would do" if len(grey) == len(facts) else "nothing",

@@ -86,8 +86,8 @@ def _cards(report: CheckReport, pictures: Mapping[str, Sequence[Picture]]) -> li
     """The cases, those with the worst and the most findings first; pictures as long as there is room."""
     found: dict[str, list[Finding]] = defaultdict(list)
     for item in report.findings:
-        for case in item.all_cases:
-            found[case].append(item)
+        for name in item.all_cases:
+            found[name].append(item)
 
     def oddness(case: CaseSummary) -> tuple[int, ...]:
         counts = [sum(item.severity == name for item in found[case.id]) for name in SEVERITIES]
