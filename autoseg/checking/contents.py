@@ -205,7 +205,7 @@ def _check_images(
             _add_unreadable(problem, case, file, found)
             continue
         on_grid = labels if labels is not None and labels.array.shape == volume.geometry.shape else None
-        foreground = None if on_grid is None else on_grid.array > 0
+        foreground = None if on_grid is None else _foreground(on_grid.array, dataset.labels.ignore)
         measured = []
         for number, channel in zip(numbers, volume.array, strict=True):
             facts = measure_channel(channel, volume.geometry, foreground, number=number, file=file)
@@ -215,6 +215,11 @@ def _check_images(
         if with_pictures and not pictures and len(measured) == len(numbers):
             pictures = _draw(volume, measured, None if on_grid is None else on_grid.array, dataset)
     return tuple(channels), pictures
+
+
+def _foreground(labels: NDArray[np.integer], ignore: int | None) -> NDArray[np.bool_]:
+    inside = labels > 0
+    return inside if ignore is None else inside & (labels != ignore)
 
 
 def _draw(

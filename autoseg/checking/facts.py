@@ -75,17 +75,14 @@ class LabelFacts:
     Attributes:
         digest: As of a channel.
         values: Voxels of every value.
+        foreground_voxels: Voxels of any value but background and the one to ignore.
         structures: By the name of each class that occurs.
     """
 
     digest: bytes
     values: Mapping[int, int]
+    foreground_voxels: int
     structures: Mapping[str, Structure]
-
-    @property
-    def foreground_voxels(self) -> int:
-        """Voxels of any value but 0."""
-        return sum(count for value, count in self.values.items() if value != 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,8 @@ def check_labels(
     _check_values(case.id, file, values, schema, found)
     _check_annotated(case, schema, values, found)
     structures = measure_structures(labels, values, header.geometry, schema)
-    return LabelMap(labels, LabelFacts(content_digest(labels), values, structures))
+    foreground = sum(count for value, count in values.items() if value not in (0, schema.ignore))
+    return LabelMap(labels, LabelFacts(content_digest(labels), values, foreground, structures))
 
 
 def _check_grid(case: str, file: str, geometry: Geometry, grid: Geometry | None, found: Findings) -> None:
