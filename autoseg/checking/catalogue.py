@@ -48,6 +48,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "missing-label": Kind("Label maps that are not there", _LOST),
         "missing-channel": Kind("Channels that are not there", _LOST),
         "wrong-channels": Kind("Another number of image files than channels", _LOST),
+        "channel-not-missing": Kind("Channels that are there and declared as missing", _LOST),
         "no-channel-number": Kind("Files without a channel number"),
         "no-label-named": Kind("Cases without labels", "nothing to learn from {cases} of {total} cases"),
         "count-differs": Kind("Another number of cases than stated"),
@@ -110,6 +111,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "sides-mirrored": Kind("Left and right mirrored throughout", _NOTHING + ", as long as all images are alike"),
         # The set
         "few-cases": Kind("Few cases"),
+        "patient-on-both-sides": Kind("Patients on both sides of a fold"),
         "several-cases-a-patient": Kind("Patients with several cases"),
     }
 )

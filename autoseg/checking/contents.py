@@ -178,10 +178,10 @@ def _check_second_affine(case: str, file: str, geometry: Geometry, found: Findin
 
 
 def _channel_numbers(case: Case, num_channels: int) -> list[tuple[int, ...]]:
-    """For each image file the numbers of the channels it holds."""
-    if len(case.images) == 1:
+    """For each image file the numbers of the channels it holds; those that the case lacks have no file."""
+    if case.channels_in_a_file(num_channels) > 1:
         return [tuple(range(num_channels))]
-    return [(number,) for number in range(len(case.images))]
+    return [(number,) for number in range(num_channels) if number not in case.missing]
 
 
 def _check_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from autoseg.domain.dataset import Case, Dataset, LabelSchema, Splits
 from autoseg.domain.findings import Finding, Findings
 from autoseg.domain.fingerprint import Fingerprint
 from autoseg.domain.layouts import resolve_dataset
-from autoseg.domain.splits import NUM_FOLDS, dataset_splits
+from autoseg.domain.splits import NUM_FOLDS, both_sides, dataset_splits, patients_of
 from autoseg.errors import DatasetError
 from autoseg.machine import MemoryGate, host_memory_bytes
 from autoseg.planning.presets import preset_rules
@@ -174,21 +175,38 @@ def _check_set(dataset: Dataset, found: Findings) -> None:
             hint="Folds will leave out one case at a time; a single case can only be trained with --fold all.",
             cost=f"a score from {num(len(dataset.cases), 'case')} says little about others",
         )
-    patients: dict[str, list[str]] = {}
-    for case in dataset.cases:
-        if case.patient is not None:
-            patients.setdefault(case.patient, []).append(case.id)
-    several = {patient: cases for patient, cases in patients.items() if len(cases) > 1}
-    if several:
-        first, cases = next(iter(several.items()))
+    _check_patients(dataset, found)
+
+
+def _check_patients(dataset: Dataset, found: Findings) -> None:
+    """Patients with several cases, and whether folds that came with the data set keep them together."""
+    patients = patients_of(dataset.cases)
+    counts = Counter(patients.values())
+    several = [case for case, patient in patients.items() if counts[patient] > 1]
+    if not several:
+        return
+    first = patients[several[0]]
+    how = "" if any(case.patient for case in dataset.cases) else ", recognised by their names"
+    found.add(
+        "several-cases-a-patient",
+        f"{num(sum(count > 1 for count in counts.values()), 'patient')} of {len(counts)} with several cases{how}, such "
+        f"as {first} ({listed([case for case in several if patients[case] == first])})",
+        severity="note",
+        cases=several,
+        hint="Folds keep the cases of a patient together."
+        + (" To take every case for a patient: plan with --set splits.patients=given." if how else ""),
+        cost=f"scores are over {num(len(counts) + len(dataset.cases) - len(patients), 'patient')}, not over "
+        f"{len(dataset.cases)} cases",
+    )
+    leaks = [both_sides(fold, patients) for fold in dataset.splits.folds] if dataset.splits is not None else []
+    if any(leaks):
         found.add(
-            "several-cases-a-patient",
-            f"{num(len(several), 'patient')} of {len(patients)} {'has' if len(several) == 1 else 'have'} several "
-            f"cases, such as {first} ({listed(cases)})",
-            severity="note",
-            cases=[case for cases in several.values() for case in cases],
-            hint="Folds keep the cases of a patient together.",
-            cost=f"{num(len(patients), 'patient')} count for scores, not {len(dataset.cases)} cases",
+            "patient-on-both-sides",
+            f"{sum(map(bool, leaks))} of {len(leaks)} folds that came with the data set have cases of one patient on "
+            f"both sides, such as {next(leak[0] for leak in leaks if leak)}",
+            severity="warning",
+            hint="Correct the folds, or take their file away to have folds made.",
+            cost=f"scores of {sum(map(bool, leaks))} of {len(leaks)} folds are too good",
         )
 
 

@@ -8,7 +8,6 @@ from autoseg.checking.facts import CaseFacts
 from autoseg.checking.wording import listed, num
 from autoseg.domain.dataset import LabelSchema
 from autoseg.domain.findings import Findings
-from autoseg.domain.laterality import left_right_pairs
 
 MIN_CASES = 3
 """Of fewer, there is no majority."""
@@ -28,7 +27,7 @@ def check_sides(facts: Sequence[CaseFacts], schema: LabelSchema, found: Findings
         schema: The classes.
         found: Takes the findings.
     """
-    pairs = left_right_pairs(schema.names)
+    pairs = schema.sided_pairs
     solid = [item for item in facts if item.geometry is None or not item.geometry.is_2d]
     if not pairs or not solid:
         return
