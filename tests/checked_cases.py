@@ -1,8 +1,10 @@
-"""Facts of cases that were never read, for findings that look at many cases side by side."""
+"""Sets and cases to be checked: small files, and facts of cases that were never read."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -10,8 +12,31 @@ from autoseg.checking.facts import QUANTILES, CaseFacts, ChannelFacts, LabelFact
 from autoseg.domain.dataset import Case, Channel, Dataset, LabelClass, LabelSchema
 from autoseg.domain.findings import Finding
 from autoseg.domain.geometry import Geometry
+from autoseg.io.images import write_image
 
 LEVELS = np.array(QUANTILES)
+
+SHAPE = (20, 18, 10)
+GRID = Geometry(SHAPE, np.diag([1.0, 1, 2, 1]))
+
+
+def image_of(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(100, 20, SHAPE)
+
+
+def labels_of(place: int = 0) -> np.ndarray:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[2 + place : 8 + place, 3:9, 2:7] = 1
+    return labels
+
+
+def set_of(folder: Path, num_cases: int = 6) -> Path:
+    for number in range(num_cases):
+        write_image(folder / f"imagesTr/c{number}_0000.nii.gz", image_of(number), GRID)
+        write_image(folder / f"labelsTr/c{number}.nii.gz", labels_of(number), GRID)
+    description = {"name": "toy", "channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
 
 
 def channel_of(

@@ -117,6 +117,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 )
 
 
+def title_of(code: str) -> str:
+    """The title of a kind; of one that is not in the catalogue its name."""
+    return KINDS[code].title if code in KINDS else code.replace("-", " ").capitalize()
+
+
 class Costs:
     """Says what findings cost, from what was measured.
 
@@ -169,7 +174,7 @@ class Costs:
                 FindingKind(
                     severity=items[0].severity,
                     code=code,
-                    title=KINDS[code].title if code in KINDS else code.replace("-", " ").capitalize(),
+                    title=title_of(code),
                     count=len(items),
                     cases=tuple(sorted(cases)),
                     message=items[0].message,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.checking.catalogue import SEVERITIES
+from autoseg.checking.catalogue import SEVERITIES, title_of
 from autoseg.checking.doctor import Examination
 from autoseg.checking.facts import Picture
 from autoseg.checking.findings import CaseSummary, CheckReport, Finding
@@ -72,7 +72,7 @@ def render_check(examination: Examination) -> str:
         num_bare=sum(bool(examination.pictures.get(card.case.id)) and not card.pictures for card in cards),
         rows=rows,
         num_hidden=hidden,
-        titles={kind.code: kind.title for kind in report.kinds},
+        titles={item.code: title_of(item.code) for item in report.findings},
         severities=[(name, report.count(name)) for name in SEVERITIES],
         anchors={card.case.id: number for number, card in enumerate(cards)},
         class_names=() if examination.labels is None else examination.labels.names,
