@@ -16,9 +16,7 @@ BLOCKS_3D, BLOCKS_2D = 24, 64
 """Blocks along each axis over which a print averages.
 
 Small enough that the anatomy which all cases share is not all that is left, large enough that a copy on another grid
-keeps them. On eight real sets two images of different cases agree to at most 0.86 (fetal atlas volumes one week of age
-apart; consecutive sections 0.27, hippocampi 0.37, heads in CT 0.75); a copy with 10 % noise, another gamma, smoothed or
-resampled by 1.25 to more than 0.93 (0.90 in hippocampus, whose images have only 35 voxels along an axis).
+keeps them. How far prints of real images and of copies agree is measured in docs/reference/findings.md.
 """
 
 _HIGH_PASS_BLOCKS = 3

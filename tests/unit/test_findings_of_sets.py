@@ -97,6 +97,27 @@ def test_near_copies_need_a_like_pattern_and_a_like_histogram() -> None:
     assert twins_of(facts) == []
 
 
+def test_fainter_copies_are_told_where_all_other_pairs_are_far_apart() -> None:
+    """A pattern that agrees to 0.8: told among ten unlike cases, but not of few, and not where many pairs agree."""
+    pattern = channel_of(4).detail.astype(float)
+    noise = np.random.default_rng(0).normal(0, 0.75 * pattern.std(), pattern.size)
+    faint = np.clip((pattern + noise) / 2, -127, 127).astype(np.int8)
+    facts = [case_of(number) for number in range(10)]
+    facts[8] = case_of(8, channel_of(8, detail=faint))
+    (item,) = twins_of(facts)
+    assert told([item]) == [("warning", "near-duplicates", ("c4", "c8"))]
+    assert "agree to 0.80" in item.message
+    assert twins_of([facts[4], *facts[5:9]], dataset_of(10)) == []
+    shared = [
+        np.random.default_rng([number, 9]).normal(0, 30, pattern.size) + pattern / (2 + number) for number in range(10)
+    ]
+    alike = [
+        case_of(number, channel_of(number, detail=np.clip(one, -127, 127).astype(np.int8)))
+        for number, one in enumerate(shared)
+    ]
+    assert twins_of(alike) == []
+
+
 def test_one_image_under_two_channels_and_grey_pictures_in_colour() -> None:
     pairs = [case_of(number, channel_of(number, 0), channel_of(number, 1)) for number in range(6)]
     dataset = dataset_of(6, channels=("T1", "T2"))
