@@ -31,10 +31,10 @@ def find_problem(arguments: list[str]) -> str | None:
     """
     from typer.main import get_command
 
-    from autoseg.cli.app import app, fill_optional_json
+    from autoseg.cli.app import app, fill_optional_files
 
     group: Any = get_command(app)
-    words = fill_optional_json(arguments)
+    words = fill_optional_files(arguments)
     context = group.make_context("autoseg", list(words), resilient_parsing=True)
     name, rest = (words[0], words[1:]) if words else ("", [])
     command = group.get_command(context, name)

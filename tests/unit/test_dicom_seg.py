@@ -288,7 +288,8 @@ def test_a_manifest_may_name_series(tmp_path: Path) -> None:
     labels = [{"name": "liver", "value": 3}, {"name": "stone", "value": 300}]
     (tmp_path / "set.json").write_text(json.dumps({"channels": ["MR"], "labels": labels, "cases": cases}))
     report = check_dataset(tmp_path / "set.json", workers=1, progress=NoProgress())
-    assert {item.code for item in report.findings} == {"few-cases"}
+    assert {item.code for item in report.findings} == {"few-cases", "equal-labels", "label-gaps", "tiny-structures"}
+    assert not report.stops_training
     case = load_dataset(tmp_path / "set.json").cases[1]
     np.testing.assert_array_equal(read_case(case, 1).array[0], stored_numbers(seed=1))
     files[2].unlink()
