@@ -83,6 +83,11 @@ class PreprocessPlan(Value):
             raise ValueError(f"target_spacing needs 2 or 3 positive entries, got {self.target_spacing}")
         return self
 
+    @property
+    def is_in_slices(self) -> bool:
+        """Whether networks see slices across the first axis, which is not resampled (2D)."""
+        return len(self.target_spacing) == 2
+
     def digest(self) -> str:
         """Name of this preprocessing."""
         return digest_of(self.model_dump(mode="json"))

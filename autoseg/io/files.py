@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -34,12 +35,34 @@ _TELL_INTERVAL_S = 30.0
 """Between two messages about a lock that is waited for: its owner may have died on another host."""
 
 
+_TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>[0-9]+)-(?P<started_at>[0-9]*)-[0-9a-f]{8}-", re.DOTALL)
+
+
 def _temporary_name(path: Path) -> Path:
     """A name in the same folder, so that renaming is atomic, with the same ending, by which writers choose formats.
 
     No other process has it, on this host or another that shares the folder.
     """
-    return path.with_name(f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    owner = _Owner.this_process()
+    token = secrets.token_hex(4)
+    return path.with_name(f".tmp-{owner.host}-{owner.pid}-{owner.started_at}-{token}-{path.name}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Take away temporary files and folders in a folder whose process has ended before it could."""
+    for path in folder.glob(".tmp-*"):
+        found = _TEMPORARY.match(path.name)
+        if found is None or not _Owner(found["host"], int(found["pid"]), found["started_at"]).is_gone:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
@@ -54,8 +77,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
     """A temporary path (file or folder) in the same folder that takes the name `path` when the block succeeds.
+
+    Args:
+        path: The name in the end.
+        is_durable: Whether to wait until the disk has it, so that it outlives a power failure too.
 
     Raises:
         OSError: The folder cannot be written.
@@ -66,12 +93,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.is_file():
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
+            if is_durable:
+                _sync(temporary)
         elif path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if is_durable:
+            _sync_folder(path.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -184,6 +212,10 @@ class _Owner(NamedTuple):
         return not _is_alive(self.pid) or self.started_at != _started_at(self.pid)
 
 
+class LockHeld(ConfigError):
+    """Somebody else holds a lock that was not to be waited for."""
+
+
 class Lock:
     """One owner at a time for a folder, by a file with host and process; the lock of a dead process is taken over.
 
@@ -193,7 +225,7 @@ class Lock:
         wait: Wait until it is free instead of raising.
 
     Raises:
-        ConfigError: On entering, when a live process on this host, or any on another host, holds it.
+        LockHeld: On entering, when a live process on this host, or any on another host, holds it.
     """
 
     def __init__(self, path: Path, what: str, *, wait: bool = False) -> None:
@@ -208,7 +240,7 @@ class Lock:
             message = f"{self._what} is in use by process {owner.pid} on {owner.host}"
             hint = f"If that process is gone, delete {self._path}."
             if not self._wait:
-                raise ConfigError(message, hint=f"Wait for it or stop it. {hint}")
+                raise LockHeld(message, hint=f"Wait for it or stop it. {hint}")
             if time.monotonic() >= told_at:
                 log.warning("waiting: %s. %s", message, hint)
                 told_at += _TELL_INTERVAL_S
@@ -221,7 +253,12 @@ class Lock:
             owner = self._owner()
             if owner is not None and not owner.is_gone:
                 return owner
-            self._path.write_text(json.dumps(_Owner.this_process()._asdict()))
+            try:
+                self._path.write_text(json.dumps(_Owner.this_process()._asdict()))
+            except OSError:
+                # A full disk leaves an empty file.
+                self._path.unlink(missing_ok=True)
+                raise
             return None
 
     def _owner(self) -> _Owner | None:

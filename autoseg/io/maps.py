@@ -1,4 +1,4 @@
-"""The cache of label maps that a cascade's network sees: one safetensors file a case, on the grid of its cached image.
+"""The cache of label maps that a cascade's network sees: one compressed file a case, on the grid of its cached image.
 
 A file holds `labels` (D, H, W), class indices, and, as JSON in its header, the files it was made from and the weights
 that predicted it. Each model of the previous stage has a folder of its own.
@@ -13,12 +13,12 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from autoseg.errors import DatasetError
-from autoseg.io.cached import Header, Source, case_file, open_cached, save_cached, unreadable
+from autoseg.io.cached import CachedFile, Header, Source, case_file, save_cached
+from autoseg.io.chunks import chunk_shape
 
-MAP_VERSION = 1
+MAP_VERSION = 2
 """Part of every header: a file of another version is never read, but made anew."""
 
 _LABELS = "labels"
@@ -50,15 +50,11 @@ class StoredMap:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file, self.header = open_cached(path, MapHeader)
+        self._file = CachedFile(path, MapHeader)
+        self.header = self._file.header
         self.id = self.header.id
-        try:
-            self._labels = self._file.get_slice(_LABELS)
-        except SafetensorError as problem:
-            raise unreadable(path, MapHeader, problem) from None
-        depth, height, width = self._labels.get_shape()
-        self.shape = (int(depth), int(height), int(width))
+        depth, height, width = self._file.shape(_LABELS, 3, np.uint8, np.int16)
+        self.shape = (depth, height, width)
 
     def read(self, start: Sequence[int], stop: Sequence[int]) -> IndexMap:
         """A copy of one box (d, h, w).
@@ -69,15 +65,11 @@ class StoredMap:
 
         Raises:
             ValueError: The box is empty or reaches outside.
-            DatasetError: The file is damaged.
+            DatasetError: The file is damaged there; it is deleted, so that it is made anew.
         """
         if not all(0 <= low < high <= size for low, high, size in zip(start, stop, self.shape, strict=True)):
             raise ValueError(f"box {tuple(start)} to {tuple(stop)} is not inside the map of {self.id!r}, {self.shape}")
-        box = tuple(slice(int(low), int(high)) for low, high in zip(start, stop, strict=True))
-        try:
-            labels: IndexMap = self._labels[box]
-        except SafetensorError as problem:
-            raise unreadable(self._path, MapHeader, problem) from None
+        labels: IndexMap = self._file.read(_LABELS, start, stop)
         return labels
 
 
@@ -97,19 +89,21 @@ class MapStore:
         """The file of a case."""
         return case_file(self.folder, case_id)
 
-    def write(self, case_id: str, labels: IndexMap, sources: Sequence[Source]) -> None:
+    def write(self, case_id: str, labels: IndexMap, sources: Sequence[Source], *, in_slices: bool = False) -> None:
         """Write a map whole or not at all; the same input gives the same bytes.
 
         Args:
             case_id: Names the file.
             labels: (D, H, W) class indices.
             sources: What it was made from.
+            in_slices: Whether slices across the first axis will be read; else boxes.
 
         Raises:
             OSError: The folder cannot be written.
         """
         header = MapHeader(id=case_id, weights_sha256=self.weights_sha256, sources=tuple(sources))
-        save_cached(self.path(case_id), {_LABELS: labels}, header)
+        chunk = chunk_shape(labels.shape, in_slices=in_slices)
+        save_cached(self.path(case_id), {_LABELS: labels}, {_LABELS: chunk}, header)
 
     def is_current(self, case_id: str, files: Sequence[str | Path]) -> bool:
         """Whether the map is there, by these weights, and made from these very files as they are now.
@@ -119,7 +113,7 @@ class MapStore:
             files: Images and the predicted label map, in the order they were written with.
         """
         try:
-            _, header = open_cached(self.path(case_id), MapHeader)
+            header = CachedFile(self.path(case_id), MapHeader).header
         except DatasetError:
             return False
         return header.weights_sha256 == self.weights_sha256 and header.is_current(case_id, files)

@@ -1,4 +1,4 @@
-"""The cache of preprocessed cases: one safetensors file a case, written atomically, read box by box.
+"""The cache of preprocessed cases: one compressed file a case, written atomically, read box by box.
 
 A file holds `image` (C, D, H, W) float32, `labels` (D, H, W) int16 and `foreground.N` (n, 3) int32, the positions at
 which a patch may be centred on class or region N (0: on any annotated voxel of a case that has others), and, as JSON in
@@ -15,13 +15,13 @@ from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from autoseg.domain.dataset import IGNORE_INDEX
 from autoseg.errors import DatasetError
-from autoseg.io.cached import ENDING, Header, Source, case_file, open_cached, save_cached, unreadable
+from autoseg.io.cached import ENDING, CachedFile, Header, Source, case_file, save_cached
+from autoseg.io.chunks import chunk_shape
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 """Part of every header: a file of another version is never read, but made anew."""
 
 MIN_LOCATIONS = 10_000
@@ -30,7 +30,7 @@ MIN_LOCATIONS = 10_000
 LOCATIONS_FRACTION = 0.01
 """Part of a class's voxels kept at least. Source: nnU-Net v2, class locations."""
 
-_FOREGROUND = "foreground."
+_IMAGE, _LABELS, _FOREGROUND = "image", "labels", "foreground."
 
 
 class CaseHeader(Header):
@@ -59,23 +59,19 @@ class StoredCase:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file, header = open_cached(path, CaseHeader)
+        self._file = CachedFile(path, CaseHeader)
+        header = self._file.header
         self.id = header.id
         self.spacing_mm = header.spacing_mm
-        names = [name for name in self._file.keys() if name.startswith(_FOREGROUND)]  # noqa: SIM118
-        classes = sorted(int(name.removeprefix(_FOREGROUND)) for name in names)
-        try:
-            self._image = self._file.get_slice("image")
-            self._labels = self._file.get_slice("labels")
-            self.foreground: Mapping[int, NDArray[np.int32]] = {
-                index: self._file.get_tensor(f"{_FOREGROUND}{index}") for index in classes
-            }
-        except SafetensorError as problem:
-            raise unreadable(path, CaseHeader, problem) from None
-        channels, depth, height, width = self._image.get_shape()
-        self.channels = int(channels)
-        self.shape = (int(depth), int(height), int(width))
+        self.channels, *shape = self._file.shape(_IMAGE, 4, np.float32)
+        self.shape = (shape[0], shape[1], shape[2])
+        if self._file.shape(_LABELS, 3, np.int16) != self.shape:
+            raise self._file.unreadable("image and labels have different shapes")
+        self.foreground: Mapping[int, NDArray[np.int32]] = {
+            int(name.removeprefix(_FOREGROUND)): self._file.whole(name)
+            for name in self._file.names
+            if name.startswith(_FOREGROUND) and name.removeprefix(_FOREGROUND).isdigit()
+        }
 
     def read(self, start: Sequence[int], stop: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """Copies of one box of image (C, d, h, w) and labels (d, h, w).
@@ -86,15 +82,13 @@ class StoredCase:
 
         Raises:
             ValueError: The box is empty or reaches outside.
-            DatasetError: The file is damaged.
+            DatasetError: The file is damaged there; it is deleted, so that it is made anew.
         """
         if not all(0 <= low < high <= size for low, high, size in zip(start, stop, self.shape, strict=True)):
             raise ValueError(f"box {tuple(start)} to {tuple(stop)} is not inside case {self.id!r} of {self.shape}")
-        box = tuple(slice(int(low), int(high)) for low, high in zip(start, stop, strict=True))
-        try:
-            return self._image[(slice(None), *box)], self._labels[box]
-        except SafetensorError as problem:
-            raise unreadable(self._path, CaseHeader, problem) from None
+        image: NDArray[np.float32] = self._file.read(_IMAGE, (0, *start), (self.channels, *stop))
+        labels: NDArray[np.int16] = self._file.read(_LABELS, start, stop)
+        return image, labels
 
 
 class CaseStore:
@@ -126,6 +120,7 @@ class CaseStore:
         spacing_mm: tuple[float, float, float],
         sources: Sequence[Source],
         missing: tuple[int, ...] = (),
+        in_slices: bool = False,
     ) -> None:
         """Write a case whole or not at all; the same input gives the same bytes.
 
@@ -137,6 +132,7 @@ class CaseStore:
             spacing_mm: Voxel size in network axis order.
             sources: What it was made from.
             missing: Channels that the case lacks, which are 0 in the image.
+            in_slices: Whether slices across the first axis will be read; else boxes.
 
         Raises:
             ValueError: Shapes do not agree.
@@ -144,14 +140,15 @@ class CaseStore:
         """
         if image.ndim != 4 or image.shape[1:] != labels.shape:
             raise ValueError(f"image {image.shape} and labels {labels.shape} of case {case_id!r} do not agree")
-        tensors: dict[str, NDArray[Any]] = {
-            "image": np.asarray(image, np.float32),
-            "labels": np.asarray(labels, np.int16),
+        arrays: dict[str, NDArray[Any]] = {
+            _IMAGE: np.asarray(image, np.float32),
+            _LABELS: np.asarray(labels, np.int16),
         }
         for index, positions in foreground.items():
-            tensors[f"{_FOREGROUND}{index}"] = np.asarray(positions, np.int32)
+            arrays[f"{_FOREGROUND}{index}"] = np.asarray(positions, np.int32)
+        chunk = chunk_shape(labels.shape, in_slices=in_slices)
         header = CaseHeader(id=case_id, spacing_mm=spacing_mm, sources=tuple(sources), missing=missing)
-        save_cached(self.path(case_id), tensors, header)
+        save_cached(self.path(case_id), arrays, {_IMAGE: (1, *chunk), _LABELS: chunk}, header)
 
     def is_current(self, case_id: str, files: Sequence[str | Path], missing: tuple[int, ...] = ()) -> bool:
         """Whether the case is there and was made from these very files as they are now.
@@ -162,7 +159,7 @@ class CaseStore:
             missing: Channels that the case lacks.
         """
         try:
-            _, header = open_cached(self.path(case_id), CaseHeader)
+            header = CachedFile(self.path(case_id), CaseHeader).header
         except DatasetError:
             return False
         return header.is_current(case_id, files, missing)

@@ -35,12 +35,18 @@ def cache_digest(plan: PreprocessPlan, schema: LabelSchema) -> str:
 
 
 def prepare_case(
-    case: Case, plan: PreprocessPlan, schema: LabelSchema, store: CaseStore, device: str | torch.device = "cpu"
+    case: Case,
+    plan: PreprocessPlan,
+    schema: LabelSchema,
+    store: CaseStore,
+    device: str | torch.device = "cpu",
+    *,
+    wait: bool = True,
 ) -> bool:
     """Put a labelled case into the cache, unless it is there and its files are unchanged.
 
     The same files and plan give the same bytes, in whatever process and order. Of several processes that want the same
-    case one does the work and the others wait for it.
+    case one does the work; the others wait for it, or do something else.
 
     Args:
         case: With labels.
@@ -48,11 +54,13 @@ def prepare_case(
         schema: What label values mean.
         store: Where to put it.
         device: Where the resampling is computed.
+        wait: Whether to wait while another process is at it.
 
     Returns:
         Whether anything had to be done.
 
     Raises:
+        LockHeld: Another process is at it.
         DatasetError: Names the case: a file is missing or unreadable, grids differ, a label value is undeclared, a
             value is not finite.
     """
@@ -62,7 +70,7 @@ def prepare_case(
         return False
     cached = store.path(case.id)
     # A name that begins with a dot is none of a case.
-    with Lock(cached.with_name(f".lock-{cached.name}"), what=f"case {case.id}", wait=True):
+    with Lock(cached.with_name(f".lock-{cached.name}"), what=f"case {case.id}", wait=wait):
         if store.is_current(case.id, case.files, case.missing):
             return False
         _fill(case, case.labels, plan, schema, store, device)
@@ -101,4 +109,5 @@ def _fill(
         spacing_mm=prepared.trail.target_spacing,
         sources=sources,
         missing=case.missing,
+        in_slices=plan.is_in_slices,
     )

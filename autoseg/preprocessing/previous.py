@@ -61,10 +61,12 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     return (labels[:, None] == classes.reshape(-1, *(1 for _ in labels.shape[1:]))).to(torch.float32)
 
 
-def prepare_previous(case: Case, map_file: Path, plan: PreprocessPlan, schema: LabelSchema, store: MapStore) -> bool:
+def prepare_previous(
+    case: Case, map_file: Path, plan: PreprocessPlan, schema: LabelSchema, store: MapStore, *, wait: bool = True
+) -> bool:
     """Put the label map of a case into the cache, unless it is there and its files and weights are unchanged.
 
-    Of several processes that want the same map one does the work and the others wait for it.
+    Of several processes that want the same map one does the work; the others wait for it, or do something else.
 
     Args:
         case: Its images say how the cascade crops and resamples.
@@ -72,11 +74,13 @@ def prepare_previous(case: Case, map_file: Path, plan: PreprocessPlan, schema: L
         plan: The cascade's preprocessing.
         schema: What label values mean.
         store: Where to put it.
+        wait: Whether to wait while another process is at it.
 
     Returns:
         Whether anything had to be done.
 
     Raises:
+        LockHeld: Another process is at it.
         DatasetError: Names the case: a file is missing or unreadable, grids differ, or a value is undeclared.
     """
     files = (*case.images, str(map_file))
@@ -84,7 +88,7 @@ def prepare_previous(case: Case, map_file: Path, plan: PreprocessPlan, schema: L
         return False
     cached = store.path(case.id)
     # A name that begins with a dot is none of a case.
-    with Lock(cached.with_name(f".lock-{cached.name}"), what=f"the label map of case {case.id}", wait=True):
+    with Lock(cached.with_name(f".lock-{cached.name}"), what=f"the label map of case {case.id}", wait=wait):
         if store.is_current(case.id, files):
             return False
         _fill(case, files, plan, schema, store)
@@ -101,4 +105,4 @@ def _fill(case: Case, files: tuple[str, ...], plan: PreprocessPlan, schema: Labe
         raise DatasetError(f"case {case.id}: {problem} (in {files[-1]})") from None
     except DatasetError as problem:
         raise DatasetError(f"case {case.id}: {problem.message}", hint=problem.hint) from None
-    store.write(case.id, labels, sources)
+    store.write(case.id, labels, sources, in_slices=plan.is_in_slices)

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from autoseg.errors import DatasetError
 from autoseg.io import cached
 from autoseg.io import store as store_module
 from autoseg.io.cached import Source
+from autoseg.io.chunks import ChunkedArray, Damaged, chunk_shape, pack
 from autoseg.io.store import CaseHeader, CaseStore, foreground_locations
 
 
@@ -155,26 +158,114 @@ def test_broken_foreign_and_old_files_are_not_current_and_say_so(
     assert not store.is_current("a", [])
 
 
-def test_a_file_that_is_damaged_inside_is_named_with_what_to_do(
-    tmp_path: Path, arrays: tuple[NDArray[np.float32], NDArray[np.int16]], monkeypatch: pytest.MonkeyPatch
+def test_a_damaged_byte_is_found_wherever_it_is_and_never_read(
+    tmp_path: Path, arrays: tuple[NDArray[np.float32], NDArray[np.int16]]
 ) -> None:
     store = CaseStore(tmp_path)
     write(store, "a", arrays)
+    whole, rng, refused = store.path("a").read_bytes(), np.random.default_rng(0), 0
+    for place in rng.integers(0, len(whole), 400):
+        damaged = bytearray(whole)
+        damaged[place] ^= int(rng.integers(1, 256))
+        store.path("a").write_bytes(damaged)
+        try:
+            case = store.open("a")
+            image, labels = case.read((0, 0, 0), case.shape)
+        except DatasetError as problem:
+            assert str(store.path("a")) in problem.message
+            refused += 1
+            continue
+        # White space around the header and the order of its keys say nothing.
+        assert np.array_equal(image, arrays[0])
+        assert np.array_equal(labels, arrays[1])
+        assert all((arrays[1][tuple(positions.T)] == index).all() for index, positions in case.foreground.items())
+    assert refused > 380
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, arrays: tuple[NDArray[np.float32], NDArray[np.int16]]) -> None:
+    store = CaseStore(tmp_path)
+    write(store, "a", arrays)
+    whole = store.path("a").read_bytes()
+    for length in range(0, len(whole), 41):
+        store.path("a").write_bytes(whole[:length])
+        with pytest.raises(DatasetError, match=r"a\.safetensors"):
+            store.open("a")
+
+
+def test_a_case_that_is_damaged_inside_is_deleted_and_made_anew(
+    tmp_path: Path, arrays: tuple[NDArray[np.float32], NDArray[np.int16]]
+) -> None:
+    store = CaseStore(tmp_path)
+    write(store, "a", arrays)
+    whole = bytearray(store.path("a").read_bytes())
+    # The image's only chunk comes first after the header.
+    whole[int.from_bytes(whole[:8], "little") + 8 + 100] ^= 1
+    store.path("a").write_bytes(whole)
     case = store.open("a")
-
-    class Damaged:
-        def __getitem__(self, _: object) -> object:
-            raise SafetensorError("InvalidOffset")
-
-    monkeypatch.setattr(case, "_labels", Damaged())
-    with pytest.raises(DatasetError, match=r"a\.safetensors cannot be read: InvalidOffset") as refused:
+    with pytest.raises(DatasetError, match=r"a\.safetensors is damaged and was deleted: chunk 0 of 2") as refused:
         case.read((0, 0, 0), case.shape)
-    assert "Delete this file from the cache" in refused.value.hint
-    whole = cached.save_file
-    monkeypatch.setattr(cached, "save_file", lambda tensors, *rest, **more: whole({}, *rest, **more))
-    write(store, "b", arrays)
-    with pytest.raises(DatasetError, match=r"b\.safetensors cannot be read"):
-        store.open("b")
+    assert "made anew" in refused.value.hint
+    assert not store.path("a").exists()
+    write(store, "a", arrays)
+    with pytest.raises(DatasetError, match="damaged"):
+        case.read((0, 0, 0), case.shape)
+    assert store.path("a").exists(), "what another process made anew is not deleted"
+    assert np.array_equal(store.open("a").read((0, 0, 0), case.shape)[0], arrays[0])
+
+
+def test_a_chunk_that_promises_another_size_is_refused() -> None:
+    values = np.arange(64, dtype=np.int16)
+    layout, packed, table = pack(values, (64,))
+    longer = layout.model_copy(update={"shape": (32,), "chunk": (32,)})
+    with pytest.raises(Damaged, match="another size"):
+        ChunkedArray(longer, table, lambda start, stop: packed[start:stop]).whole()
+    with pytest.raises(Damaged, match="table"):
+        ChunkedArray(layout.model_copy(update={"chunk": (32,)}), table, lambda start, stop: packed[start:stop])
+
+
+@given(data=st.data())
+def test_a_box_of_chunks_is_the_box_of_the_array(data: st.DataObject) -> None:
+    shape = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    chunk = data.draw(st.tuples(*(st.integers(1, 10) for _ in shape)))
+    start = data.draw(st.tuples(*(st.integers(0, size - 1) for size in shape)))
+    stop = data.draw(st.tuples(*(st.integers(low + 1, size) for low, size in zip(start, shape, strict=True))))
+    dtype = data.draw(st.sampled_from([np.float32, np.int16, np.int32, np.uint8]))
+    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    layout, packed, table = pack(array, chunk)
+    opened = ChunkedArray(layout, table, lambda low, high: packed[low:high])
+    found = opened.read(start, stop)
+    assert found.dtype == dtype
+    assert np.array_equal(found, array[tuple(slice(low, high) for low, high in zip(start, stop, strict=True))])
+
+
+def test_a_read_costs_what_it_reads() -> None:
+    array = np.random.default_rng(0).normal(size=(96, 96, 96)).astype(np.float32)
+    layout, packed, table = pack(array, chunk_shape(array.shape, in_slices=False))
+    fetched = []
+
+    def fetch(start: int, stop: int) -> NDArray[np.uint8]:
+        fetched.append(stop - start)
+        return packed[start:stop]
+
+    ChunkedArray(layout, table, fetch).read((40, 40, 40), (60, 60, 60))
+    assert len(fetched) == 1
+    assert sum(fetched) < packed.size / 20
+
+
+@pytest.mark.parametrize(
+    ("shape", "in_slices", "expected"),
+    [
+        ((128, 128, 128), False, (32, 32, 32)),
+        ((35, 51, 40), False, (35, 26, 40)),
+        ((1, 512, 1024), False, (1, 171, 171)),
+        ((60, 512, 512), True, (1, 171, 171)),
+        ((3, 3, 3), False, (3, 3, 3)),
+    ],
+)
+def test_chunks_follow_what_is_read(
+    shape: tuple[int, int, int], in_slices: bool, expected: tuple[int, int, int]
+) -> None:
+    assert chunk_shape(shape, in_slices=in_slices) == expected
 
 
 def test_a_failed_write_leaves_the_old_case_and_no_rest(
@@ -184,11 +275,11 @@ def test_a_failed_write_leaves_the_old_case_and_no_rest(
     write(store, "a", arrays)
     before = store.path("a").read_bytes()
 
-    def half(tensors: object, path: Path, metadata: object) -> None:
-        Path(path).write_bytes(before[:20])
+    def half(path: Path, *_: object) -> None:
+        path.write_bytes(before[:20])
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(cached, "save_file", half)
+    monkeypatch.setattr(cached, "_write", half)
     with pytest.raises(OSError, match="No space"):
         write(store, "a", arrays)
     assert store.path("a").read_bytes() == before
