@@ -201,14 +201,15 @@ def device_memory_errors(what: str, hint: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as problem:
-        if not _is_out_of_memory(problem):
+        if not is_out_of_memory(problem):
             raise
         # "[enforce fail at FILE] err == 0. DefaultCPUAllocator: can't allocate ...": only the end is for people.
         reason = str(problem).rpartition("DefaultCPUAllocator: ")[2]
         raise DeviceMemoryError(f"{what}: {reason}" if reason else what, hint=hint) from None
 
 
-def _is_out_of_memory(problem: MemoryError | RuntimeError) -> bool:
+def is_out_of_memory(problem: MemoryError | RuntimeError) -> bool:
+    """Whether that is how NumPy, torch or Python say that memory ran out."""
     import torch
 
     if isinstance(problem, MemoryError | torch.OutOfMemoryError):

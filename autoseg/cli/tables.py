@@ -122,7 +122,7 @@ def forecast_table(forecast: Forecast) -> Table:
         ]
     rows += [
         ("memory of prediction, predicted", [_gigabytes(item.prediction.total) for item in members]),
-        ("disk for its preprocessed cases", [_gigabytes(item.cache_bytes) for item in members]),
+        ("disk for its preprocessed cases, at most", [_gigabytes(item.cache_bytes) for item in members]),
         ("default length of training a fold", [_training_length(item) for item in members]),
     ]
     for title, cells in rows:
@@ -157,7 +157,7 @@ def forecast_notes(forecast: Forecast) -> Iterator[Text]:
         )
     if forecast.cache_bytes > disk_free:
         yield Text(
-            f"The preprocessed cases of all configurations need {_gigabytes(forecast.cache_bytes)} of disk, "
+            f"The preprocessed cases of all configurations need up to {_gigabytes(forecast.cache_bytes)} of disk, "
             f"{_gigabytes(disk_free)} are free.",
             style="yellow",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import Self
 
@@ -13,19 +13,18 @@ import torch
 
 from autoseg import machine
 from autoseg.domain.fingerprint import Fingerprint
-from autoseg.domain.plan import Configuration, Plan, PreprocessPlan
+from autoseg.domain.plan import Configuration, Plan
 from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
 from autoseg.inference.predictor import default_tile_batch
 from autoseg.inference.sliding_window import make_grid
 from autoseg.io.files import read_text
 from autoseg.io.run_folder import RunFolder
-from autoseg.io.store import LOCATIONS_FRACTION, MIN_LOCATIONS
 from autoseg.network.summary import summarise
+from autoseg.pipeline.disk import cached_bytes, prepared_shapes
 from autoseg.pipeline.host import Target
 from autoseg.planning.kept import FLOAT32_BYTES, HALF_BYTES, is_known, loss_bytes
 from autoseg.planning.memory import (
-    LABEL_BYTES,
     PredictionMemory,
     TrainingMemory,
     count_weights,
@@ -36,12 +35,6 @@ from autoseg.training.trial import TrialResult
 from autoseg.training.validation import FORWARD_FRACTION
 
 SCHEMA_VERSION = 1
-
-_POSITION_BYTES = 12
-"""A position in the tables of foreground voxels: three 32-bit integers."""
-
-_HEADER_BYTES = 1200
-"""Of a cached case: tensors, and the source files with their checksums."""
 
 
 class MeasuredStep(Value):
@@ -109,7 +102,7 @@ class Forecast(Value):
         memory_free_bytes: Of the device, when this was written; None where the system does not tell.
         memory_total_bytes: Likewise.
         disk_free_bytes: Where the run folder is.
-        cache_bytes: Disk for the preprocessed cases of all configurations.
+        cache_bytes: The most disk that the preprocessed cases of all configurations can take.
         flops_per_second: Measured speed, where the plan needed it.
         configurations: By name.
     """
@@ -258,40 +251,8 @@ def _predicted_prediction(part: Configuration, fingerprint: Fingerprint, target:
     )
 
 
-def prepared_shapes(plan: PreprocessPlan, fingerprint: Fingerprint) -> list[tuple[int, int, int]]:
-    """Voxels of every case after preprocessing, in network axis order."""
-    # A fingerprint counts its axes Z, Y, X; the plan counts the canonical ones, of which X is the first.
-    order = [2 - axis for axis in plan.axis_order]
-    skipped = 3 - len(plan.target_spacing)
-    shapes = fingerprint.shapes
-    if not plan.crop_to_nonzero and fingerprint.cases:
-        shapes = tuple(case.shape_original for case in fingerprint.cases)
-    found = []
-    for shape, spacing in zip(shapes, fingerprint.spacings_mm, strict=True):
-        # Slices of 2D networks are not resampled across.
-        targets = [spacing[order[axis]] for axis in range(skipped)] + list(plan.target_spacing)
-        depth, height, width = (
-            max(1, round(shape[axis] * spacing[axis] / wanted)) for axis, wanted in zip(order, targets, strict=True)
-        )
-        found.append((depth, height, width))
-    return found
-
-
 def cache_bytes(part: Configuration, fingerprint: Fingerprint) -> int:
-    """Disk for the preprocessed cases: image, labels, and tables of where the classes are."""
-    a_voxel = len(part.preprocess.normalization) * FLOAT32_BYTES + LABEL_BYTES
-    total = 0.0
-    for number, shape in enumerate(prepared_shapes(part.preprocess, fingerprint)):
-        voxels = prod(shape)
-        total += voxels * a_voxel + _HEADER_BYTES + _POSITION_BYTES * _num_locations(fingerprint, number, voxels)
+    """The most disk that the preprocessed cases can take; compressed, they take less."""
+    total = sum(cached_bytes(part.preprocess, fingerprint))
     # A fingerprint may state more cases than it holds measurements of.
     return round(total * max(1.0, fingerprint.num_training_cases / len(fingerprint.shapes)))
-
-
-def _num_locations(fingerprint: Fingerprint, number: int, voxels: int) -> int:
-    """Positions in the tables of a case; without counts of its classes each is taken to have enough voxels."""
-    if not fingerprint.cases:
-        return (fingerprint.num_classes - 1) * min(MIN_LOCATIONS, voxels)
-    scale = voxels / prod(fingerprint.shapes[number])
-    counts = (count * scale for count in fingerprint.cases[number].class_voxels)
-    return sum(round(min(count, max(MIN_LOCATIONS, ceil(LOCATIONS_FRACTION * count)))) for count in counts)
