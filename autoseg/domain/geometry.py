@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import permutations
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ class Geometry:
         sform_code: NIfTI code of `affine`, kept so that outputs carry the same.
         qform_code: NIfTI code of `qform`.
         qform: float64 (4, 4) when the file carries a second affine, else None.
+        stated: How much of the affine the file states. TIFF stacks state a "spacing" at most and no place in the world,
+            often "nothing"; then the spacing is 1.
 
     Raises:
         GeometryError: The affine is not finite or its axes are degenerate.
@@ -38,6 +41,7 @@ class Geometry:
     sform_code: int = 1
     qform_code: int = 1
     qform: NDArray[np.float64] | None = field(default=None)
+    stated: Literal["place", "spacing", "nothing"] = "place"
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -150,12 +154,15 @@ def grid_shift_mm(first: Geometry, second: Geometry) -> float:
 def grid_mismatch(geometry: Geometry, expected: Geometry) -> str:
     """Say in words how a grid differs from the expected one; "" when they are one grid.
 
-    Pictures have no place in the world, so only their shape is compared.
+    Pictures have no place in the world, so only their shape is compared; of TIFF stacks the spacing too, where both
+    files state it.
     """
     if geometry.shape != expected.shape:
         return f"shape {_by(geometry.shape)} against {_by(expected.shape)}"
-    if geometry.is_2d or expected.is_2d:
+    if geometry.is_2d or expected.is_2d or "nothing" in (geometry.stated, expected.stated):
         return ""
+    if "spacing" in (geometry.stated, expected.stated):
+        geometry, expected = _without_place(geometry), _without_place(expected)
     shift = grid_shift_mm(geometry, expected)
     smallest = min(*geometry.spacing_mm, *expected.spacing_mm)
     if shift <= GRID_TOLERANCE_FRACTION * smallest:
@@ -166,6 +173,10 @@ def grid_mismatch(geometry: Geometry, expected: Geometry) -> str:
     if orientation_code(geometry.affine) != orientation_code(expected.affine):
         parts.append(f"axes {orientation_code(geometry.affine)} against {orientation_code(expected.affine)}")
     return "; ".join(parts)
+
+
+def _without_place(geometry: Geometry) -> Geometry:
+    return Geometry(geometry.shape, np.diag([*geometry.spacing_mm, 1.0]))
 
 
 def _by(numbers: tuple[float, ...]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from autoseg.domain.dataset import Case, Channel, Dataset, LabelSchema, Splits
 from autoseg.domain.descriptions import DescriptionProblem, parse_channels, parse_labels
-from autoseg.domain.endings import PICTURE_ENDINGS, is_image_name, list_images, split_ending
+from autoseg.domain.endings import PICTURE_ENDINGS, is_image_name, list_images, split_ending, written_ending
 from autoseg.domain.findings import Finding, Findings
 from autoseg.domain.manifests import ManifestCase, read_csv_manifest, read_json_manifest
 from autoseg.domain.partial import parse_annotated, with_annotated
@@ -374,7 +374,7 @@ def _build(
         labels=labels,
         cases=tuple(cases),
         test_cases=tuple(sorted(tests, key=lambda item: item.id)),
-        file_ending=split_ending(first)[1] if first and is_image_name(first) else ".nii.gz",
+        file_ending=written_ending(split_ending(first)[1]) if first and is_image_name(first) else ".nii.gz",
         splits=_splits_beside(source.parent, cases, found),
     )
 

@@ -8,7 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from autoseg.domain.dataset import Case
-from autoseg.domain.endings import PICTURE_ENDINGS, is_image_name, list_images, split_ending
+from autoseg.domain.endings import (
+    PICTURE_ENDINGS,
+    TIFF_ENDINGS,
+    is_image_name,
+    list_images,
+    split_ending,
+    written_ending,
+)
 from autoseg.errors import AutosegError, ConfigError
 from autoseg.inference.dicom_inputs import name_files, name_series
 from autoseg.io.dicom import is_dicom
@@ -77,11 +84,25 @@ def find_cases(inputs: Sequence[Path], num_channels: int) -> tuple[Case, ...]:
 
 
 def output_ending(case: Case) -> str:
-    """The ending of a case's label map: that of its image, PNG for pictures, .nii.gz for DICOM."""
+    """The ending of a case's label map: that of its image, TIFF stacks included; PNG for pictures.
+
+    .nii.gz for DICOM and for what is not written (NIfTI pairs, MINC).
+    """
     if is_dicom(case.images[0]):
         return DICOM_OUTPUT_ENDING
     ending = split_ending(case.images[0])[1]
-    return PICTURE_OUTPUT_ENDING if ending.lower() in PICTURE_ENDINGS else ending
+    is_picture = ending.lower() in PICTURE_ENDINGS and not _is_stack(Path(case.images[0]))
+    return PICTURE_OUTPUT_ENDING if is_picture else written_ending(ending)
+
+
+def _is_stack(file: Path) -> bool:
+    """Whether a TIFF file has slices; one that cannot be read has none, and fails when its case is read."""
+    if split_ending(file)[1].lower() not in TIFF_ENDINGS:
+        return False
+    try:
+        return not read_header(file).geometry.is_2d
+    except (AutosegError, OSError):
+        return False
 
 
 def _collect(inputs: Sequence[Path], num_channels: int) -> tuple[Files, list[str]]:
@@ -176,11 +197,11 @@ def _cases_of_plain_files(files: Files, num_channels: int, problems: list[str]) 
 def _channel_counts(file: Path) -> frozenset[int]:
     """How many channels a file may turn out to hold when it is read; none if it cannot be read."""
     try:
-        components = read_header(file).components
+        header = read_header(file)
     except (AutosegError, OSError):
         return frozenset()
-    is_picture = split_ending(file)[1].lower() in PICTURE_ENDINGS
-    if is_picture and components in _ALPHA_COMPONENTS:
+    components = header.components
+    if header.is_colour and components in _ALPHA_COMPONENTS:
         return frozenset({components, components - 1})
     return frozenset({components})
 

@@ -17,10 +17,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from autoseg.domain.geometry import Geometry
-from autoseg.errors import DatasetError, GeometryError
+from autoseg.errors import DatasetError
 from autoseg.io.content import broken, require_room
 from autoseg.io.files import atomic_path
-from autoseg.io.header import ImageHeader
+from autoseg.io.header import ImageHeader, located
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -127,10 +127,8 @@ def _header(path: Path, reader: Any) -> tuple[ImageHeader, int]:
         components = size[3]
     shape = (*size, 1)[:3] if len(size) < 4 else size[:3]
     affine = _affine(reader, len(size))
-    try:
+    with located(path):
         geometry = Geometry((shape[0], shape[1], shape[2]), affine, is_2d=len(size) == 2)
-    except GeometryError as problem:
-        raise GeometryError(f"{path}: {problem.message}", hint=problem.hint) from None
     return ImageHeader(geometry, components, kind), stored_bytes
 
 

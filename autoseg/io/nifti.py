@@ -1,28 +1,25 @@
-"""NIfTI-1 and NIfTI-2 files, by nibabel for headers and by plain streams for voxels."""
+"""NIfTI-1 and NIfTI-2 files and pairs, by nibabel for headers and by plain streams for voxels."""
 
 # nibabel's functions carry no types.
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.domain.geometry import Geometry
-from autoseg.errors import DatasetError, GeometryError
+from autoseg.errors import DatasetError
 from autoseg.io.content import broken, require_room
-from autoseg.io.header import ImageHeader
+from autoseg.io.header import ImageHeader, located
+from autoseg.io.streams import STREAM_PROBLEMS, gzip_damage, is_gzip_name, one_line, read_voxels
 
-CHUNK_BYTES = 1 << 20
-_STREAM_PROBLEMS = (OSError, EOFError, zlib.error)
 _HEADER_PROBLEMS = (
-    *_STREAM_PROBLEMS,
+    *STREAM_PROBLEMS,
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
     nib.spatialimages.HeaderTypeError,
@@ -57,7 +54,8 @@ def read_nifti(path: Path) -> tuple[NDArray[Any], ImageHeader]:
     header = _header(path, image)
     dtype = image.header.get_data_dtype()
     fields = len(dtype.fields) if dtype.fields else 1
-    flat = _voxels(path, int(image.dataobj.offset), header.num_voxels * header.components // fields, dtype)
+    count = header.num_voxels * header.components // fields
+    flat = read_voxels(_voxel_file(path, image), int(image.dataobj.offset), count, dtype)
     if dtype.fields:
         stored = flat.view(np.uint8).reshape(fields, *header.geometry.shape, order="F")
     else:
@@ -71,31 +69,21 @@ def _load(path: Path) -> Any:
         image.header.get_data_dtype()
         image.header.get_data_shape()
     except _HEADER_PROBLEMS as problem:
-        reason = _gzip_damage(path) or _one_line(problem)
+        reason = gzip_damage(path) or one_line(problem)
         raise broken(path, f"the NIfTI header cannot be read ({reason})") from None
     if not isinstance(image, nib.nifti1.Nifti1Pair):
-        raise broken(path, "it is not a NIfTI file")
+        what = "an Analyze header, which does not say where left and right are" if _is_analyze(image) else ""
+        raise broken(path, f"it is not a NIfTI file{what and f' but {what}'}")
     return image
 
 
-def _gzip_damage(path: Path) -> str:
-    """What is wrong with a .gz file as such, which nibabel reports as an unknown file type; "" when nothing is."""
-    if not _is_gzip_name(path):
-        return ""
-    try:
-        with gzip.open(path) as stream:
-            stream.read(CHUNK_BYTES)
-    except _STREAM_PROBLEMS as problem:
-        return f"it is damaged or truncated: {_one_line(problem)}"
-    return ""
+def _is_analyze(image: Any) -> bool:
+    return isinstance(image, nib.analyze.AnalyzeImage)
 
 
-def _is_gzip_name(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
-
-
-def _one_line(problem: BaseException) -> str:
-    return (str(problem).splitlines() or [type(problem).__name__])[0].rstrip(".")
+def _voxel_file(path: Path, image: Any) -> Path:
+    """The file with the voxels: the second one of a pair (.hdr and .img)."""
+    return Path(image.file_map["image"].filename or path)
 
 
 def _header(path: Path, image: Any) -> ImageHeader:
@@ -109,8 +97,8 @@ def _header(path: Path, image: Any) -> ImageHeader:
     elif dtype.kind not in "iuf":
         raise DatasetError(f"{path}: voxels of type {dtype} cannot be used; they must be integers or real numbers")
     promised = math.prod(shape) * dtype.itemsize
-    compressed = _is_gzip_name(path)
-    require_room(path, promised, offset=int(image.dataobj.offset), compressed=compressed)
+    voxel_file = _voxel_file(path, image)
+    require_room(voxel_file, promised, offset=int(image.dataobj.offset), compressed=is_gzip_name(voxel_file))
     return ImageHeader(_geometry(path, image, grid, is_2d=len(shape) == 2), components, str(dtype))
 
 
@@ -136,10 +124,8 @@ def _geometry(path: Path, image: Any, shape: tuple[int, int, int], *, is_2d: boo
     affine = np.array(image.affine, np.float64)
     if shape[2] == 1:
         affine = _with_third_axis(affine)
-    try:
+    with located(path):
         return Geometry(shape, affine, is_2d, int(header["sform_code"]), qform_code, qform)
-    except GeometryError as problem:
-        raise GeometryError(f"{path}: {problem.message}", hint=problem.hint) from None
 
 
 def _with_third_axis(affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -151,37 +137,6 @@ def _with_third_axis(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     if length > 0:
         affine[:3, 2] = normal / length
     return affine
-
-
-def _voxels(path: Path, offset: int, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The stored numbers, flat, in native byte order; gzip is read to its end so that its checksum is tested."""
-    size = count * dtype.itemsize
-    opener = gzip.open if _is_gzip_name(path) else open
-    try:
-        with cast(IO[bytes], opener(path, "rb")) as stream:
-            stream.seek(offset)
-            data = _at_most(stream, size)
-            while stream.read(CHUNK_BYTES):
-                pass
-    except _STREAM_PROBLEMS as problem:
-        raise broken(
-            path, f"the voxels cannot be read, the file is damaged or truncated ({_one_line(problem)})"
-        ) from None
-    if len(data) < size:
-        raise broken(path, f"the file is truncated: it holds {len(data):,} of {size:,} bytes of voxels")
-    flat: NDArray[Any] = np.frombuffer(data, dtype)
-    return flat if dtype.isnative else flat.astype(dtype.newbyteorder("="))
-
-
-def _at_most(stream: IO[bytes], size: int) -> bytearray:
-    """Up to `size` bytes; memory grows with what the file really holds, not with what its header promises."""
-    data = bytearray()
-    while len(data) < size:
-        chunk = stream.read(min(CHUNK_BYTES, size - len(data)))
-        if not chunk:
-            break
-        data += chunk
-    return data
 
 
 def _scaled(stored: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
