@@ -82,6 +82,7 @@ def _check_images(case: Case, num_channels: int, found: Findings) -> Geometry | 
         if grid is None:
             grid = volume.geometry
             _check_orientation(case.id, file, grid, found)
+            _check_spacing(case.id, file, grid, found)
             continue
         mismatch = grid_mismatch(volume.geometry, grid)
         if mismatch:
@@ -137,6 +138,19 @@ def _check_orientation(case: str, file: str, grid: Geometry, found: Findings) ->
             case=case,
             file=file,
             severity="warning",
+        )
+
+
+def _check_spacing(case: str, file: str, grid: Geometry, found: Findings) -> None:
+    if grid.stated == "nothing":
+        found.add(
+            "no-spacing",
+            "the TIFF stack does not state its voxel size along all three axes, so its voxels are taken for cubes",
+            case=case,
+            file=file,
+            severity="warning",
+            hint='Save it with its scale (ImageJ, OME-TIFF), or put {"spacing": [between pages, rows, columns]} in '
+            "millimetres into a .json file of the case's name beside it.",
         )
 
 

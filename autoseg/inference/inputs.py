@@ -66,7 +66,7 @@ def find_cases(inputs: Sequence[Path], num_channels: int) -> tuple[Case, ...]:
             cases have the same id; all problems are listed.
     """
     files, problems = _collect(inputs, num_channels)
-    groups, others = _group_by_channel(files)
+    groups, others = _group_by_channel(files, problems)
     cases: list[Case] = []
     for name, channels in groups.items():
         case = _case_of_channels(name, channels, num_channels, problems)
@@ -142,23 +142,29 @@ def _named_series(path: Path, num_channels: int, problems: list[str]) -> Files:
     return named
 
 
-def _group_by_channel(files: Files) -> tuple[dict[str, dict[int, Path]], Files]:
-    """Files with channel numbers by case, and the others; numbers that do not begin at 0 count no channels."""
-    numbered: dict[tuple[Path, str, str], dict[int, Path]] = defaultdict(dict)
+def _group_by_channel(files: Files, problems: list[str]) -> tuple[dict[str, dict[int, Path]], Files]:
+    """Files with channel numbers by case, and the others; numbers that do not begin at 0 count no channels.
+
+    The channels of a case may have different endings, but no two of them one number.
+    """
+    numbered: dict[tuple[Path, str], dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     others: Files = {}
     for file, stem in files.items():
         match = _CHANNEL_NAME.fullmatch(stem)
         if match:
-            ending = "" if is_dicom(file) else split_ending(file)[1]
-            numbered[file.parent, match["case"], ending][int(match["channel"])] = file
+            numbered[file.parent, match["case"]][int(match["channel"])].append(file)
         else:
             others[file] = stem
     groups: dict[str, dict[int, Path]] = {}
-    for (_, name, _), channels in numbered.items():
+    for (_, name), channels in numbered.items():
+        doubled = [
+            " and ".join(file.name for file in claimants) for claimants in channels.values() if len(claimants) > 1
+        ]
         if 0 in channels and name not in groups:
-            groups[name] = channels
+            problems += [f"case {name}: {names} claim to be one channel" for names in doubled]
+            groups[name] = {number: claimants[0] for number, claimants in channels.items()}
         else:
-            others |= {file: files[file] for file in channels.values()}
+            others |= {file: files[file] for claimants in channels.values() for file in claimants}
     return groups, others
 
 
