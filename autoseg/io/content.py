@@ -50,10 +50,6 @@ _OTHER_FORMATS = {
 }
 
 
-_PAIR_VOXELS = (".img", ".IMG")
-"""Beside ".hdr" and ".HDR"."""
-
-
 def describe_content(path: Path) -> str:
     """Say what a file really is, from its first bytes, in words that complete "it is ..."."""
     try:
@@ -84,6 +80,11 @@ def broken(path: Path, what: str) -> DatasetError:
     return DatasetError(f"{path}: {what}; it is {describe_content(path)}", hint=hint)
 
 
+def pair_voxels(path: Path) -> Path:
+    """The file with the voxels of a NIfTI pair, whose header `path` is."""
+    return path.with_suffix(".IMG" if path.suffix.isupper() else ".img")
+
+
 def require_supported(path: Path) -> str:
     """The lower-case ending of an existing file that is read.
 
@@ -105,7 +106,7 @@ def require_supported(path: Path) -> str:
         raise DatasetError(f"{path} is a folder, not an image file")
     if not path.is_file():
         raise DatasetError(f"{path}: there is no such file")
-    if ending == PAIR_ENDING and not (voxels := path.with_suffix(_PAIR_VOXELS[path.suffix.isupper()])).is_file():
+    if ending == PAIR_ENDING and not (voxels := pair_voxels(path)).is_file():
         raise DatasetError(
             f"{path}: it is {describe_content(path)}, and the file with its voxels, {voxels.name}, is missing",
             hint="Put both files of the pair side by side, or take the case out of the data set.",

@@ -164,6 +164,17 @@ def _stored_voxels(path: Path) -> _StoredVoxels:
     return _StoredVoxels(data, 0, encoding)
 
 
+def detached_voxels(path: Path) -> list[Path]:
+    """The file that the header of a detached NRRD or MetaImage names, if it exists; none of several files."""
+    if path.suffix.lower() not in _DETACHED or not path.is_file():
+        return []
+    try:
+        stored = _stored_voxels(path)
+    except DatasetError:
+        return []
+    return [stored.path] if stored.path != path else []
+
+
 def _nrrd_encoding(head: bytes) -> str:
     found = _NRRD_ENCODING.search(head)
     name = found[1].lower() if found is not None else b""

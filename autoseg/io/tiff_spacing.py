@@ -50,7 +50,7 @@ _FORBIDDEN_XML = ("<!DOCTYPE", "<!ENTITY")
 _CHANNEL_NUMBER = re.compile(r"_\d{4}$")
 
 
-def sidecar(path: Path) -> Path | None:
+def _stating_sidecar(path: Path) -> Path | None:
     """The JSON file beside a TIFF stack that states its spacing, if there is one.
 
     It is called as the stack, or as its case (CASE_0000.tif belongs to CASE.json); JSON files that state no spacing
@@ -59,7 +59,7 @@ def sidecar(path: Path) -> Path | None:
     Raises:
         DatasetError: It states a spacing that is none.
     """
-    return next((file for file in _sidecars(path) if _sidecar_spacing(file) is not None), None)
+    return next((file for file in sidecars(path) if _sidecar_spacing(file) is not None), None)
 
 
 def stated_spacing(path: Path, file: tifffile.TiffFile) -> Spacing | None:
@@ -70,7 +70,7 @@ def stated_spacing(path: Path, file: tifffile.TiffFile) -> Spacing | None:
     Raises:
         DatasetError: The file beside it states a spacing that is none.
     """
-    beside = sidecar(path)
+    beside = _stating_sidecar(path)
     if beside is not None:
         return _sidecar_spacing(beside)
     if file.is_ome:
@@ -88,7 +88,8 @@ def refuse_entities(path: Path, xml: str) -> None:
         raise DatasetError(f"{path}: its OME-XML declares a document type or entities, which are not read")
 
 
-def _sidecars(path: Path) -> list[Path]:
+def sidecars(path: Path) -> list[Path]:
+    """The JSON files beside a TIFF stack that may state its spacing, as far as they exist."""
     stem = split_ending(path)[0]
     names = dict.fromkeys((stem, _CHANNEL_NUMBER.sub("", stem)))
     return [file for name in names if (file := path.with_name(f"{name}.json")).is_file()]
