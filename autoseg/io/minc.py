@@ -85,10 +85,20 @@ def _opened(path: Path) -> Iterator[Any]:
         raise broken(path, f"the MINC file cannot be read ({one_line(problem)})") from None
 
 
+class _Content(BytesIO):
+    """A file in memory that refuses negative lengths, which `BytesIO` takes for "all"."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to `size` bytes."""
+        if size is not None and size < -1:
+            raise ValueError(f"a length of {size} in the header")
+        return super().read(size)
+
+
 @contextmanager
 def _open_netcdf(path: Path) -> Iterator[Any]:
     # From memory: of a file, Python would set aside as many bytes as a damaged header asks for.
-    with netcdf_file(BytesIO(path.read_bytes()), mmap=False) as file:
+    with netcdf_file(_Content(path.read_bytes()), mmap=False) as file:
         yield Minc1File(file)
 
 

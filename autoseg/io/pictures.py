@@ -53,6 +53,7 @@ _PICTURE_PROBLEMS = (
     # tifffile looks at tags when they are used, so damaged ones come as whatever Python makes of them.
     TypeError,
     AttributeError,
+    AssertionError,
     ArithmeticError,
     struct.error,
     zlib.error,

@@ -400,3 +400,79 @@ def test_a_cached_case_is_stale_when_a_file_beside_its_image_changes(tmp_path: P
         content = (tmp_path / other).read_bytes()
         (tmp_path / other).write_bytes(content.replace(content[-2:], b"9" + content[-1:]))
         assert not source.is_current(tmp_path / name), name
+
+
+# --- Bugs that damaged headers found --------------------------------------------------------------------------------
+
+
+def edited_mha(path: Path, old: bytes, new: bytes) -> Path:
+    write_image(path, numbered(SHAPE, "int16"), Geometry(SHAPE, np.diag([0.5, 0.75, 3, 1])))
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"NDims = 3", b"NDims = 93", "NDims = 93, expected 2, 3 or 4"),
+        (b"NDims = 3", b"NDims = 2", "expected 2 numbers"),
+        (b"NDims = 3", b"NDims = 3\nNDims = 3", "NDims twice"),
+        (b"DimSize = 3 4 5", b"DimSize = 3 4 5 6", "expected 3 numbers"),
+        (b"ElementType = MET_SHORT", b"ElementType = SHORT", "ElementType = SHORT"),
+        (b"BinaryData", b"Binary\xffData", "line 3 of the header is not of the form"),
+        (b"ElementDataFile = LOCAL", b"ElementData = LOCAL", "not of the form|does not say where the voxels are"),
+    ],
+)
+def test_metaimage_headers_are_checked_before_metaio_trusts_them(
+    tmp_path: Path, old: bytes, new: bytes, message: str
+) -> None:
+    """More axes than MetaIO has room for made it write over other memory, and the process died."""
+    path = edited_mha(tmp_path / "x.mha", old, new)
+    for read in (read_header, read_image):
+        with pytest.raises(DatasetError, match=message):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        (b"Remark = ", "does not say how many bytes are compressed"),
+        (b"CompressedDataSize = 9", r"says 9\d+ compressed bytes|says 9,\d+|says 9\d\d"),
+        (b"CompressedDataSize = x", "is no number of bytes"),
+    ],
+)
+def test_metaimages_that_cannot_be_unpacked_are_refused(tmp_path: Path, new: bytes, message: str) -> None:
+    """MetaIO says on stderr that it failed, and hands out what lay in memory."""
+    path = edited_mha(tmp_path / "x.mha", b"CompressedDataSize = ", new)
+    with pytest.raises(DatasetError, match=message):
+        read_image(path)
+
+
+def test_truth_values_are_read_as_metaio_reads_them(tmp_path: Path) -> None:
+    """A header with `CompressedData = Tru` was taken for one of plain voxels."""
+    path = edited_mha(tmp_path / "x.mha", b"CompressedData = True", b"CompressedData = Tru")
+    np.testing.assert_array_equal(read_image(path).array[0], numbered(SHAPE))
+
+
+def test_nifti_voxels_never_begin_inside_the_header(tmp_path: Path) -> None:
+    """With an offset of 0 the header itself was handed out as voxels."""
+    path = tmp_path / "x.nii"
+    write_labels(path, numbered(SHAPE), Geometry(SHAPE, SHEARED))
+    content = bytearray(path.read_bytes())
+    content[108:112] = struct.pack("<f", 0)
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match="begin at byte 0, inside itself"):
+        read_image(path)
+
+
+def test_lengths_of_nifti_extensions_allocate_nothing(tmp_path: Path) -> None:
+    """A damaged length of an extension asked for gigabytes before anything was compared with the file."""
+    path = tmp_path / "x.nii"
+    write_labels(path, numbered(SHAPE), Geometry(SHAPE, SHEARED))
+    content = path.read_bytes()
+    offset = struct.pack("<f", 368.0)
+    extension = b"\1\0\0\0" + struct.pack("<ii", 0x7FFFFFF0, 6) + bytes(8)
+    path.write_bytes(content[:108] + offset + content[112:348] + extension + content[352:])
+    np.testing.assert_array_equal(read_image(path).array[0], numbered(SHAPE))

@@ -366,7 +366,7 @@ def test_labels_of_other_types_and_shapes_are_not_written(tmp_path: Path) -> Non
         ("x.nii", b"hello, world", "text that begins with 'hello, world'"),
         ("x.nii.gz", gzip.compress(b"hello"), "a gzip file"),
         ("x.nrrd", b"not one", "header cannot be read"),
-        ("x.mha", b"ObjectType = Image\nNDims = 3\n", "cannot be read"),
+        ("x.mha", b"ObjectType = Image\nNDims = 3\n", "does not say where the voxels are"),
         ("x.mhd", MHD_WITHOUT_DATA, "no.raw"),
         ("x.png", b"<html>", "a web page"),
         ("x.tif", b"II*\0nonsense", "TIFF"),
