@@ -5,6 +5,7 @@ They are read in another process of limited memory and time, so that a crash, a 
 
 import collections
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -76,7 +77,10 @@ def verdicts(originals: Path, scratch: Path, count: int, seed: int = 0) -> list[
     """What became of each damaged copy; fails when the process did not live to the end."""
     scratch.mkdir()
     command = [sys.executable, str(CHILD), str(originals), str(scratch), "--count", str(count), "--seed", str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60 + count * SECONDS_EACH, check=False)
+    environment = os.environ | {"PYTHONPATH": str(CHILD.parents[1])}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60 + count * SECONDS_EACH, check=False, env=environment
+    )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, f"exit {done.returncode} after {lines[-1:]}: {done.stderr[-2000:]}"
     said, told = lines[::2], lines[1::2]
