@@ -37,6 +37,8 @@ class PlanSettings(Value):
         step_seconds: Longest training step, for presets that plan for time; None means the preset's own.
         configurations: Further configurations by name, each with the planned one that it is a copy of.
         overrides: Plan keys set by hand, such as ``3d_fullres.network.patch_size``.
+        patients: Whether cases of one patient are recognised by their names where no case names its patient ("names"),
+            or only given patients count ("given").
     """
 
     preset: str = "default"
@@ -44,6 +46,7 @@ class PlanSettings(Value):
     step_seconds: float | None = Field(default=None, gt=0)
     configurations: dict[str, str] = Field(default_factory=dict)
     overrides: dict[str, Any] = Field(default_factory=dict)
+    patients: Literal["names", "given"] = "names"
 
     @field_validator("vram_gb", mode="before")
     @classmethod

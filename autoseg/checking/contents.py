@@ -71,7 +71,7 @@ def check_case(case: Case, dataset: Dataset) -> CaseFacts:
 def _check_images(case: Case, num_channels: int, found: Findings) -> Geometry | None:
     """Check every image file; returns the grid of the first that can be read."""
     grid: Geometry | None = None
-    per_file = num_channels if len(case.images) == 1 else 1
+    per_file = case.channels_in_a_file(num_channels)
     for file in case.images:
         try:
             volume = read_image(file, per_file)

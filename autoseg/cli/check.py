@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from autoseg.cli import options
+from autoseg.cli import options, repairing
 
 
 def register(app: typer.Typer) -> None:
@@ -12,13 +12,31 @@ def register(app: typer.Typer) -> None:
     app.command("check")(check)
 
 
-def check(dataset: options.DatasetArgument, json: options.Json = None) -> None:
+def check(
+    dataset: options.DatasetArgument,
+    repair: repairing.RepairTo = None,
+    resample_labels: repairing.ResampleLabels = False,
+    replace_nan: repairing.ReplaceNan = False,
+    keep_orientation: repairing.KeepOrientation = False,
+    keep_values: repairing.KeepValues = False,
+    keep_empty: repairing.KeepEmpty = False,
+    json: options.Json = None,
+) -> None:
     """List everything that is wrong with a data set, at once; exit 3 if anything stops training."""
+    from autoseg.checking.repairs import RepairSettings
     from autoseg.cli.output import TerminalProgress, emit_json, stdout
     from autoseg.cli.tables import findings_table
     from autoseg.errors import DatasetError
     from autoseg.pipeline import planning
 
+    allowed = RepairSettings(
+        resample_labels=resample_labels,
+        replace_non_finite=replace_nan,
+        keep_orientation=keep_orientation,
+        keep_values=keep_values,
+        keep_empty=keep_empty,
+    )
+    dataset = repairing.repair(dataset, repair, allowed, is_quiet=json == "-")
     report = planning.check(dataset, progress=TerminalProgress())
     if json is not None:
         emit_json(report.model_dump(mode="json"), json)

@@ -80,4 +80,8 @@ TimeBudget = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="Of initial weights, patches and augmentation. Default: that of the settings."),
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget what was trained and start afresh.")]

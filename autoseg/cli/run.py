@@ -28,6 +28,7 @@ def run(
     time_budget: options.TimeBudget = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    seed: options.Seed = None,
     restart: options.Restart = False,
 ) -> None:
     """Check, plan, train each fold and report, in one go; run again, it goes on where it stopped."""
@@ -46,6 +47,7 @@ def run(
         time_budget=time_budget,
         device=device,
         precision=precision,
+        seed=seed,
     )
     page = results.run(
         dataset,

@@ -20,6 +20,7 @@ def train(
     time_budget: options.TimeBudget = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    seed: options.Seed = None,
     restart: options.Restart = False,
     set_: options.Set = None,
     config_file: options.ConfigFile = None,
@@ -29,7 +30,9 @@ def train(
     from autoseg.pipeline import training
     from autoseg.pipeline.settings import resolve_settings
 
-    settings = resolve_settings(config_file, epochs=epochs, time_budget=time_budget, device=device, precision=precision)
+    settings = resolve_settings(
+        config_file, epochs=epochs, time_budget=time_budget, device=device, precision=precision, seed=seed
+    )
     results = training.train(
         run,
         settings.train,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from autoseg.domain import regions
-from autoseg.domain.values import Value
+from autoseg.domain.laterality import left_right_pairs, pairs_problems
+from autoseg.domain.values import GrownValue, Value
 
 IGNORE_INDEX = -1
 """Index of voxels that nobody annotated and that take part in nothing. Negative, so that it can never be a class."""
@@ -21,10 +22,18 @@ _UNDECLARED = -2
 """Marks label values that the schema does not know, while encoding."""
 
 
-class Channel(Value):
-    """One input channel, by its name in the data set ("T1", "CT", ...)."""
+class Channel(GrownValue):
+    """One input channel.
+
+    Attributes:
+        name: In the data set ("T1", "CT", ...).
+        may_be_missing: Whether cases may lack it. A network that was trained so does without it.
+    """
+
+    LATER_FIELDS: ClassVar[tuple[str, ...]] = ("may_be_missing",)
 
     name: str
+    may_be_missing: bool = False
 
 
 class LabelClass(Value):
@@ -43,7 +52,7 @@ class LabelClass(Value):
         return self
 
 
-class LabelSchema(Value):
+class LabelSchema(GrownValue):
     """The foreground classes in the order of the network's outputs.
 
     Ordinary classes exclude each other: output 0 is background, output i + 1 is ``classes[i]``. As soon as one class
@@ -57,19 +66,16 @@ class LabelSchema(Value):
         ignore: Label value of voxels that nobody annotated, or None.
         regions_class_order: The label value that each region is written with, later ones over earlier ones; None where
             autoseg chooses (see `domain.regions`) and for ordinary classes.
+        pairs: Names (left, right) of classes that a mirror image turns into each other; () where there are none; None
+            where they are to be told by their names.
     """
+
+    LATER_FIELDS: ClassVar[tuple[str, ...]] = ("regions_class_order", "pairs")
 
     classes: tuple[LabelClass, ...]
     ignore: int | None = None
     regions_class_order: tuple[int, ...] | None = None
-
-    @model_serializer(mode="wrap")
-    def _leave_out_no_order(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without an order nothing is written of it, so that digests are those of labels that never knew of one."""
-        data: dict[str, Any] = write(self)
-        if self.regions_class_order is None:
-            del data["regions_class_order"]
-        return data
+    pairs: tuple[tuple[str, str], ...] | None = None
 
     @model_validator(mode="after")
     def _values_are_distinct(self) -> Self:
@@ -90,7 +96,15 @@ class LabelSchema(Value):
                 raise ValueError("; ".join(problems))
         if self.ignore is not None and any(self.ignore in item.values for item in self.classes):
             raise ValueError(f"the ignore value {self.ignore} is also the value of a class")
+        problems = pairs_problems(self.pairs or (), names)
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def sided_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Pairs (left, right) of class names: as declared, else as the names tell."""
+        return left_right_pairs(self.names) if self.pairs is None else self.pairs
 
     @property
     def has_regions(self) -> bool:
@@ -192,11 +206,13 @@ class Case(Value):
 
     Attributes:
         id: Unique in the data set; outputs are named by it.
-        images: Absolute paths, one a channel; or a single file that holds every channel.
+        images: Absolute paths, one for each channel that is there; or a single file that holds every channel.
         labels: Absolute path of the label map, None when there is none.
         patient: Cases of one patient stay in one fold; None when unknown.
         annotated: Names of the classes that were annotated in this case; None when all were. Elsewhere the case says
             nothing about a class: its voxels may be labelled as background.
+        strata: What folds should have alike, by the column's name, such as {"site": "Lyon"}.
+        missing: Numbers of the channels that the case lacks, ascending.
     """
 
     id: str
@@ -204,6 +220,18 @@ class Case(Value):
     labels: str | None = None
     patient: str | None = None
     annotated: tuple[str, ...] | None = None
+    strata: dict[str, str] = Field(default_factory=dict)
+    missing: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _missing_channels_are_counted(self) -> Self:
+        if list(self.missing) != sorted(set(self.missing)) or any(number < 0 for number in self.missing):
+            raise ValueError(f"missing channels must be different numbers in ascending order, got {self.missing}")
+        return self
+
+    def channels_in_a_file(self, num_channels: int) -> int:
+        """How many channels each image file holds, of a data set with `num_channels`."""
+        return num_channels if len(self.images) == 1 and not self.missing else 1
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -243,6 +271,10 @@ class Dataset(Value):
         strange = sorted({name for case in self.cases for name in case.annotated or ()} - set(self.labels.names))
         if strange:
             raise ValueError(f"annotated names classes that the labels do not have: {strange}")
+        lacking = {number for case in (*self.cases, *self.test_cases) for number in case.missing}
+        for number in sorted(lacking):
+            if number >= len(self.channels) or not self.channels[number].may_be_missing:
+                raise ValueError(f"cases lack channel {number}, which is not one that may be missing")
         return self
 
     @property

@@ -41,7 +41,8 @@ def parse_labels(data: dict[str, Any]) -> LabelSchema:
     """The labels of a `dataset.json`: {"0": "background", "1": name} (MSD) or {"background": 0, name: value or values}.
 
     Ordinary classes are put in the order of their values, regions in the order of the file, which is also that of
-    `regions_class_order`. Where there are no regions such an order means nothing.
+    `regions_class_order`. Where there are no regions such an order means nothing. "pairs", a key of autoseg's own, may
+    name the classes that a mirror image turns into each other.
 
     Raises:
         DescriptionProblem: The labels cannot be understood, or contradict each other.
@@ -61,9 +62,26 @@ def parse_labels(data: dict[str, Any]) -> LabelSchema:
         order = _written_values(data.get("regions_class_order"))
     try:
         classes = tuple(LabelClass(name=name, values=values) for name, values in foreground.items())
-        return LabelSchema(classes=classes, ignore=None if ignore is None else ignore[0], regions_class_order=order)
+        return LabelSchema(
+            classes=classes,
+            ignore=None if ignore is None else ignore[0],
+            regions_class_order=order,
+            pairs=_declared_pairs(data.get("pairs")),
+        )
     except ValidationError as problem:
         raise DescriptionProblem([f"labels: {line}" for line in validation_problems(problem)]) from None
+
+
+def _declared_pairs(pairs: Any) -> tuple[tuple[str, str], ...] | None:
+    """Names of classes (left, right) that a mirror image turns into each other; None where nothing is declared."""
+    if pairs is None:
+        return None
+    is_sound = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair) for pair in pairs
+    )
+    if not is_sound:
+        raise DescriptionProblem([f'pairs must be a list such as [["left lung", "right lung"]], got {pairs!r}'])
+    return tuple((left, right) for left, right in pairs)
 
 
 def _labels_by_name(labels: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -43,7 +43,7 @@ class CaseStats(Value):
         shape: Voxels (Z, Y, X) of the box around the non-zero region.
         relative_size_fraction: Voxels of the box / voxels of the image.
         class_voxels: Voxels of each foreground class, in the order of the label schema.
-        intensities: One per channel; empty when the case has no foreground.
+        intensities: One per channel, None for a channel that the case lacks; empty when the case has no foreground.
         is_2d: Whether the case is a picture without a third axis.
     """
 
@@ -53,7 +53,7 @@ class CaseStats(Value):
     shape: Shape
     relative_size_fraction: float
     class_voxels: tuple[int, ...]
-    intensities: tuple[IntensityStats, ...]
+    intensities: tuple[IntensityStats | None, ...]
     is_2d: bool = False
 
 

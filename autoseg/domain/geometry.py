@@ -72,10 +72,12 @@ class Volume:
     Attributes:
         array: (C, I, J, K) in the file's own voxel order; any real dtype.
         geometry: The grid; its shape equals ``array.shape[1:]``.
+        missing: Numbers, among the channels of the data set, of those that the array does not hold.
     """
 
     array: NDArray[np.generic]
     geometry: Geometry
+    missing: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4 or tuple(self.array.shape[1:]) != tuple(self.geometry.shape):
@@ -83,6 +85,16 @@ class Volume:
                 f"a volume needs (C, I, J, K) with the geometry's shape, got {self.array.shape} "
                 f"against {self.geometry.shape}"
             )
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the data set: those of the array and those that are missing."""
+        return len(self.array) + len(self.missing)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Numbers of the channels that the array holds, in its order."""
+        return tuple(number for number in range(self.num_channels) if number not in self.missing)
 
 
 @dataclass(frozen=True, slots=True)

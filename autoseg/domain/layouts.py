@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from autoseg.domain.bids import BIDS_DESCRIPTION, Selection, parse_selection, re
 from autoseg.domain.claims import channel_files, label_maps, with_another_ending
 from autoseg.domain.dataset import Case, Channel, Dataset, LabelSchema, Splits
 from autoseg.domain.descriptions import DescriptionProblem, parse_channels, parse_labels
-from autoseg.domain.endings import PICTURE_ENDINGS, is_image_name, list_images, split_ending, written_ending
+from autoseg.domain.endings import is_image_name, list_images, split_ending, written_ending
 from autoseg.domain.findings import Finding, Findings
+from autoseg.domain.grouping import with_groups
 from autoseg.domain.manifests import ManifestCase, read_csv_manifest, read_json_manifest
+from autoseg.domain.missing import files_by_channel, parse_missing, present_files, with_missing, with_optional
 from autoseg.domain.partial import parse_annotated, with_annotated
 from autoseg.domain.splits import parse_splits, splits_problems
 from autoseg.errors import DatasetError
@@ -119,12 +121,13 @@ def _resolve(source: Path, found: Findings, *, need_files: bool) -> Dataset | No
             return _described(source, data, found, need_files=need_files)
         manifest = read_json_manifest(source, data)
     cases = [_manifest_case(folder, item, found) for item in manifest.cases]
-    whole = _whole_cases(cases, len(manifest.channels), found)
+    channels = with_optional(manifest.channels, [case.missing for case in cases], len(cases), found)
+    whole = _whole_cases(cases, len(channels), found)
     declared = {item.id: item.annotated for item in manifest.cases if item.annotated is not None}
     whole = with_annotated(whole, declared, manifest.labels, {case.id for case in cases}, found)
     labelled = [case for case in whole if case.labels is not None]
     tests = [case for case in whole if case.labels is None]
-    return _build(source, manifest.name, manifest.channels, manifest.labels, labelled, tests, found)
+    return _build(source, manifest.name, channels, manifest.labels, labelled, tests, found)
 
 
 def _bids(source: Path, data: dict[str, Any], found: Findings) -> Dataset:
@@ -155,6 +158,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _described(source: Path, data: dict[str, Any], found: Findings, *, need_files: bool) -> Dataset | None:
     channels, labels, annotated = parse_channels(data), parse_labels(data), parse_annotated(data)
+    lacking = parse_missing(data, len(channels))
     name = data["name"] if isinstance(data.get("name"), str) and data["name"] else source.parent.name
     folder = source.parent
     if isinstance(data.get("training"), list):
@@ -166,11 +170,14 @@ def _described(source: Path, data: dict[str, Any], found: Findings, *, need_file
     else:
         ending = data.get("file_ending")
         declared = ending if isinstance(ending, str) else ""
-        cases = _raw_cases(folder / "imagesTr", folder / "labelsTr", declared, len(channels), found)
+        cases = _raw_cases(folder / "imagesTr", folder / "labelsTr", declared, len(channels), lacking, found)
         silent = Findings()  # test images need no labels, and nothing of theirs stops training
-        tests = _raw_cases(folder / "imagesTs", folder / "labelsTs", declared, len(channels), silent)
-    whole = _whole_cases(cases, len(channels), found)
-    whole = with_annotated(whole, annotated, labels, {case.id for case in (*cases, *tests)}, found)
+        tests = _raw_cases(folder / "imagesTs", folder / "labelsTs", declared, len(channels), lacking, silent)
+    known = {case.id for case in (*cases, *tests)}
+    cases = with_missing(cases, lacking, known, found)
+    channels = with_optional(channels, lacking.values(), len(cases) + len(tests), found)
+    whole = with_groups(_whole_cases(cases, len(channels), found), data, known, found)
+    whole = with_annotated(whole, annotated, labels, known, found)
     labelled = [case for case in whole if case.labels is not None]
     _compare_count(source, data, len(labelled), found)
     if not labelled and need_files and not any(item.severity == "error" for item in found.items):
@@ -247,17 +254,17 @@ def _listed_case(folder: Path, case_id: str, item: Any, found: Findings) -> Case
     if not isinstance(images, list) or not images or not isinstance(label, str):
         found.add("bad-description", f'expected {{"images": [...], "label": ...}}, got {item!r}', case=case_id)
         return Case(id=case_id, images=())
-    return Case(
-        id=case_id,
-        images=tuple(str(_normal(folder / str(file))) for file in images),
-        labels=str(_normal(folder / label)),
-    )
+    files = tuple(str(_normal(folder / str(file))) for file in images)
+    return Case(id=case_id, images=files, labels=str(_normal(folder / label)))
 
 
-def _raw_cases(images: Path, labels: Path, ending: str, num_channels: int, found: Findings) -> list[Case]:
+def _raw_cases(
+    images: Path, labels: Path, ending: str, num_channels: int, lacking: Mapping[str, tuple[int, ...]], found: Findings
+) -> list[Case]:
     """Cases of the nnU-Net raw layout: `imagesTr/CASE_CCCC.ext`, `labelsTr/CASE.ext`.
 
-    Where no file has a channel number, each file is a case that holds every channel.
+    Where no file has a channel number, each file is a case that holds every channel. Of some cases channels may be
+    declared as lacking.
     """
     files = list_images(images)
     if not files:
@@ -286,31 +293,20 @@ def _raw_cases(images: Path, labels: Path, ending: str, num_channels: int, found
                 case=case_id,
                 file=numbers[min(numbers)],
             )
-        files_of_case = _case_channels(case_id, numbers, num_channels, found, may_hold_all=only_first)
-        cases.append(Case(id=case_id, images=files_of_case, labels=None if label is None else str(label)))
+        missing = lacking.get(case_id, ())
+        files_of_case = files_by_channel(case_id, numbers, num_channels, missing, found, may_hold_all=only_first)
+        label_file = None if label is None else str(label)
+        cases.append(Case(id=case_id, images=files_of_case, labels=label_file, missing=missing))
     return cases
-
-
-def _case_channels(
-    case_id: str, numbers: dict[int, Path], num_channels: int, found: Findings, *, may_hold_all: bool
-) -> tuple[str, ...]:
-    """The files of channels 0 ... num_channels - 1 (further ones are left out), or the one file that holds all."""
-    is_picture = set(numbers) == {0} and split_ending(numbers[0])[1].lower() in PICTURE_ENDINGS
-    if set(numbers) == {0} and (may_hold_all or is_picture):
-        return (str(numbers[0]),)
-    missing = [number for number in range(num_channels) if number not in numbers]
-    if missing:
-        names = ", ".join(f"_{number:04d}" for number in missing)
-        found.add("missing-channel", f"channel {names} is missing; {num_channels} channels are named", case=case_id)
-        return ()
-    return tuple(str(numbers[number]) for number in range(num_channels))
 
 
 # --- Manifests, and what all layouts share --------------------------------------------------------------------------
 
 
 def _manifest_case(folder: Path, item: ManifestCase, found: Findings) -> Case:
-    images = tuple(str(_normal(folder / file)) for file in item.images)
+    files, missing = present_files(item.images)
+    images = tuple(str(_normal(folder / file)) for file in files)
+    case = Case(id=item.id, images=images, patient=item.patient, missing=missing, strata=item.strata)
     if item.labels is None:
         found.add(
             "no-label-named",
@@ -318,8 +314,8 @@ def _manifest_case(folder: Path, item: ManifestCase, found: Findings) -> Case:
             case=item.id,
             severity="warning",
         )
-        return Case(id=item.id, images=images, patient=item.patient)
-    return Case(id=item.id, images=images, labels=str(_normal(folder / item.labels)), patient=item.patient)
+        return case
+    return case.model_copy(update={"labels": str(_normal(folder / item.labels))})
 
 
 def _whole_cases(cases: Sequence[Case], num_channels: int, found: Findings) -> list[Case]:
@@ -341,8 +337,10 @@ def _is_whole(case: Case, num_channels: int, found: Findings) -> bool:
     if not case.images:
         return False  # its finding was made where the files were looked for
     before = len(found.items)
-    if len(case.images) not in (1, num_channels):
-        found.add("wrong-channels", f"{len(case.images)} image files for {num_channels} channels", case=case.id)
+    if len(case.images) * case.channels_in_a_file(num_channels) + len(case.missing) != num_channels:
+        lacking = f", {len(case.missing)} declared as missing" if case.missing else ""
+        message = f"{len(case.images)} image files{lacking} for {num_channels} channels"
+        found.add("wrong-channels", message, case=case.id)
     for file in case.images:
         if not Path(file).exists():  # a folder stands for a DICOM series
             found.add("missing-image", "the image file does not exist", case=case.id, file=file)

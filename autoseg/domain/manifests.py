@@ -7,16 +7,21 @@ As JSON::
      "labels": [{"name": "femur", "value": 1}, {"name": "cartilage", "values": [2, 3]}],
      "ignore": 255,
      "cases": [{"id": "k1", "images": ["a/t1.nii.gz", "a/t2.nii.gz"], "labels": "a/seg.nii.gz", "patient": "p1",
-                "annotated": ["femur"]}]}
+                "annotated": ["femur"], "strata": {"site": "Lyon"}}]}
+
+A channel that a case lacks is null in its "images". "pairs" may name classes that a mirror image turns into each other,
+as [["left lung", "right lung"]]; without it they are told by their names, [] says that there are none. A channel that
+new images may lack is {"name": "T2", "may_be_missing": true}; one that a case lacks is so by itself.
 
 Of regions (classes with several values), "regions_class_order" may say which value each is written with; see
 `domain/regions.py`. "annotated" names the classes that were annotated in the case, where not all were.
 
-As CSV, one case a row, with the columns `id`, `image` (or `image_0`, `image_1`, ... for one file a channel), `label`,
-`patient` and `annotated` (names separated by semicolons); the last three are optional. A table cannot say what labels
-and channels are called, and guessing would be silent guessing; so beside `cases.csv` lies `cases.json` or
-`dataset.json` with "channels" and "labels" as above, or as in nnU-Net's `dataset.json`. Paths are relative to the
-manifest's folder. A case without a label map is set aside for testing.
+As CSV, one case a row, with the columns `id`, `image` (or `image_0`, `image_1`, ... for one file a channel, an empty
+cell for a channel that the case lacks), `label`, `patient` and `annotated` (names separated by semicolons); the last
+three are optional. Columns such as `stratify_site` and `stratify_scanner` give the strata, of which folds then have
+like numbers. A table cannot say what labels and channels are called, and guessing would be silent guessing; so beside
+`cases.csv` lies `cases.json` or `dataset.json` with "channels" and "labels" as above, or as in nnU-Net's
+`dataset.json`. Paths are relative to the manifest's folder. A case without a label map is set aside for testing.
 """
 
 from __future__ import annotations
@@ -25,29 +30,33 @@ import csv
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from autoseg.domain.dataset import Channel, LabelClass, LabelSchema
 from autoseg.domain.descriptions import DescriptionProblem, parse_channels, parse_labels
 from autoseg.domain.values import Value, validation_problems
 
 _IMAGE_COLUMN = re.compile(r"^image_(\d+)$")
-_COLUMNS_HINT = "Columns are id, image (or image_0, image_1, ...), label, patient, annotated."
+_STRATUM_PREFIX = "stratify_"
+_COLUMNS_HINT = (
+    "Columns are id, image (or image_0, image_1, ...), label, patient, annotated, and stratify_... for even folds."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestCase:
-    """A row of a manifest; paths as written."""
+    """A row of a manifest; paths as written, None or empty for a channel that the case lacks."""
 
     id: str
-    images: tuple[str, ...]
+    images: tuple[str | None, ...]
     labels: str | None
     patient: str | None
     annotated: tuple[str, ...] | None = None
+    strata: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +91,20 @@ class LabelEntry(Value):
 class _CaseEntry(Value):
     id: str
     image: str | None = None
-    images: tuple[str, ...] | None = None
+    images: tuple[str | None, ...] | None = None
     labels: str | None = None
     patient: str | None = None
     annotated: tuple[str, ...] | None = None
+    strata: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_images(self) -> Self:
         if (self.image is None) == (not self.images):
             raise ValueError(f'case {self.id!r} needs either "image" or "images"')
+        if self.images and not any(self.images):
+            raise ValueError(f"case {self.id!r} lacks every channel")
+        if self.images and "" in self.images:
+            raise ValueError(f"case {self.id!r} has an image without a name; write null for a channel that it lacks")
         return self
 
 
@@ -102,6 +116,7 @@ class _Description(Value):
     labels: tuple[LabelEntry, ...]
     ignore: int | None = None
     regions_class_order: tuple[int, ...] | None = None
+    pairs: tuple[tuple[str, str], ...] | None = None
 
 
 class _JsonManifest(_Description):
@@ -124,7 +139,9 @@ def read_json_manifest(path: Path, data: dict[str, Any]) -> Manifest:
     except ValidationError as problem:
         raise DescriptionProblem(validation_problems(problem)) from None
     cases = tuple(
-        ManifestCase(item.id, item.images or (item.image or "",), item.labels, item.patient, item.annotated)
+        ManifestCase(
+            item.id, item.images or (item.image or "",), item.labels, item.patient, item.annotated, strata=item.strata
+        )
         for item in content.cases
     )
     return Manifest(content.name or path.stem, _channels(content), labels, cases)
@@ -138,7 +155,10 @@ def _channels(content: _Description) -> tuple[Channel, ...]:
 
 def _schema(content: _Description) -> LabelSchema:
     return LabelSchema(
-        classes=_classes(content.labels), ignore=content.ignore, regions_class_order=content.regions_class_order
+        classes=_classes(content.labels),
+        ignore=content.ignore,
+        regions_class_order=content.regions_class_order,
+        pairs=content.pairs,
     )
 
 
@@ -180,15 +200,20 @@ def read_csv_manifest(path: Path) -> Manifest:
     for number, row in enumerate(rows, start=2):  # line 1 is the header
         values = {key: item.strip() for key, item in row.items() if isinstance(item, str)}
         images = tuple(values.get(column, "") for column in image_columns)
-        if not values.get("id") or not all(images) or "(more)" in row:
+        if not values.get("id") or not any(images) or "(more)" in row:
             problems.append(f"line {number}: expected an id and {', '.join(image_columns)}, got {list(row.values())}")
             continue
         label, patient, names = (values.get(column) or None for column in ("label", "patient", "annotated"))
         annotated = None if names is None else tuple(name.strip() for name in names.split(";") if name.strip())
-        cases.append(ManifestCase(values["id"], images, label, patient, annotated))
+        strata = {key.removeprefix(_STRATUM_PREFIX): item for key, item in values.items() if _is_stratum(key)}
+        cases.append(ManifestCase(values["id"], images, label, patient, annotated, strata=strata))
     if problems:
         raise DescriptionProblem(problems)
     return Manifest(name, channels, labels, tuple(cases))
+
+
+def _is_stratum(column: str) -> bool:
+    return column.startswith(_STRATUM_PREFIX) and column != _STRATUM_PREFIX
 
 
 def _image_columns(columns: Sequence[str]) -> list[str]:
@@ -196,9 +221,8 @@ def _image_columns(columns: Sequence[str]) -> list[str]:
         (item for item in columns if _IMAGE_COLUMN.match(item)), key=lambda item: int(item[len("image_") :])
     )
     problems = []
-    unknown = [
-        item for item in columns if item not in ("id", "image", "label", "patient", "annotated", "(more)", *numbered)
-    ]
+    known = ("id", "image", "label", "patient", "annotated", "(more)", *numbered)
+    unknown = [item for item in columns if item not in known and not _is_stratum(item)]
     if unknown:
         problems.append(f"unknown columns: {', '.join(unknown)}")
     if "id" not in columns:

@@ -6,13 +6,14 @@ Every tuple over axes is in the one array-axis order of the plan (see `Preproces
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from autoseg.domain.dataset import Channel, LabelSchema
 from autoseg.domain.network_plan import Floats, Ints, NetworkPlan
-from autoseg.domain.values import Value, digest_of
+from autoseg.domain.sides import Sides
+from autoseg.domain.values import GrownValue, Value, digest_of
 
 SCHEMA_VERSION = 2
 
@@ -87,13 +88,16 @@ class PreprocessPlan(Value):
         return digest_of(self.model_dump(mode="json"))
 
 
-class AugmentationPlan(Value):
+class AugmentationPlan(GrownValue):
     """Probabilities and ranges of the augmentations, applied in the order of the fields.
 
     What begins with `cascade_` changes the label map of the previous stage, and nothing where there is none: errors as
     a network makes them, so that the cascade does not learn to copy the map.
 
     Attributes:
+        mirror_axes: Axes that patches may be mirrored along; for that from left to right see `Configuration.sides`.
+        channel_dropout: For each channel the probability that a patch is shown without it, so that the network learns
+            to do without; empty where no channel may be missing. One channel always stays.
         cascade_morphology_probability: That the map's classes are dilated, eroded, opened or closed, each class with
             `cascade_morphology_label_probability` and by a ball of a radius (whole voxels) in
             `cascade_morphology_radius`.
@@ -102,6 +106,8 @@ class AugmentationPlan(Value):
 
     Source of the defaults: nnU-Net v2 (Isensee et al. 2021, supplement 4; ranges as in version 2.8).
     """
+
+    LATER_FIELDS: ClassVar[tuple[str, ...]] = ("channel_dropout",)
 
     rotation_probability: float = 0.2
     rotation_degrees: Floats = (30.0, 30.0, 30.0)
@@ -130,12 +136,15 @@ class AugmentationPlan(Value):
     cascade_drop_probability: float = 0.2
     cascade_drop_label_probability: float = 0.5
     cascade_drop_fraction: float = 0.15
+    channel_dropout: Floats = ()
 
     @model_validator(mode="after")
     def _radii_are_possible(self) -> Self:
         low, high = self.cascade_morphology_radius
         if not 1 <= low <= high:
             raise ValueError(f"cascade_morphology_radius needs two numbers, 1 <= low <= high, got {low}, {high}")
+        if any(not 0 <= probability < 1 for probability in self.channel_dropout):
+            raise ValueError(f"channel_dropout needs probabilities from 0 to below 1, got {self.channel_dropout}")
         return self
 
 
@@ -176,7 +185,7 @@ class InferencePlan(Value):
     Attributes:
         overlap: Overlap of neighbouring tiles as a fraction of the patch.
         gaussian_sigma_fraction: Sigma of the tile weight as a fraction of the patch.
-        mirror_axes: Axes that test-time mirroring may flip (network axis order).
+        mirror_axes: Axes that test-time mirroring may flip; for that from left to right see `Configuration.sides`.
     """
 
     overlap: float = Field(default=0.5, ge=0, lt=1)
@@ -184,19 +193,24 @@ class InferencePlan(Value):
     mirror_axes: Ints = (0, 1, 2)
 
 
-class Configuration(Value):
+class Configuration(GrownValue):
     """One member of a plan: preprocessing, network, training and prediction that fit each other.
 
     Attributes:
         previous_stage: The configuration whose label map is a further input of this one, one channel a foreground
             class (of regions: a label value), a cascade; None for a network that sees the image alone.
+        sides: What mirroring from left to right does; None where no classes come in left/right pairs, where that axis
+            is none of the network's, and in plans of older versions: then it is mirrored like any other.
     """
+
+    LATER_FIELDS: ClassVar[tuple[str, ...]] = ("sides",)
 
     preprocess: PreprocessPlan
     network: NetworkPlan
     training: TrainingPlan
     inference: InferencePlan
     previous_stage: str | None = None
+    sides: Sides | None = None
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -217,7 +231,26 @@ class Configuration(Value):
         ):
             if any(not 0 <= axis < self.network.dims for axis in axes) or len(set(axes)) != len(axes):
                 raise ValueError(f"{name} must be different axes below {self.network.dims}, got {axes}")
+        dropout = self.training.augmentation.channel_dropout
+        if len(dropout) not in (0, len(self.preprocess.normalization)):
+            raise ValueError(f"channel_dropout needs one number for each image channel, got {dropout}")
+        self._check_sides()
         return self
+
+    def _check_sides(self) -> None:
+        if self.sides is None:
+            return
+        if self.sides.axis >= self.network.dims:
+            raise ValueError(f"sides.axis must be an axis below {self.network.dims}, got {self.sides.axis}")
+        if self.preprocess.orientation == "native" and self.sides.mirror_pairs != "naive":
+            raise ValueError(
+                "with preprocess.orientation 'native' nobody knows which axis runs from left to right: set "
+                "sides.mirror_pairs to 'naive', and mirror_axes to those that may be mirrored"
+            )
+
+    def mirrored(self, axes: Ints) -> Ints:
+        """Those of the axes along which this configuration mirrors."""
+        return axes if self.sides is None else self.sides.mirrored(axes)
 
     @property
     def num_previous_channels(self) -> int:
@@ -318,6 +351,12 @@ class Plan(Value):
                 f"{name} takes {configuration.num_previous_channels} channels of its previous stage, the labels need "
                 f"{labels.num_values - 1}"
             )
+        sides = configuration.sides
+        if sides is not None and (len(sides.labels), len(sides.outputs)) not in (
+            (0, 0),
+            (labels.num_values, labels.num_outputs),
+        ):
+            raise ValueError(f"{name}.sides is of other labels: {len(labels.names)} classes are named")
 
     @property
     def default_configuration(self) -> str:

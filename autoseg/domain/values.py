@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from autoseg.errors import AutosegError, ConfigError
 
@@ -40,6 +40,26 @@ class Value(BaseModel):
             return cls.model_validate_json(text)
         except ValidationError as problem:
             raise error(f"{where} is not a valid {cls.__name__}", problems=validation_problems(problem)) from None
+
+
+class GrownValue(Value):
+    """A value with fields that came later: where they have their defaults they are not written.
+
+    So files and digests are those of values that never knew of them, and models of an older version stay valid.
+
+    Attributes:
+        LATER_FIELDS: Their names.
+    """
+
+    LATER_FIELDS: ClassVar[tuple[str, ...]]
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = write(self)
+        for name in self.LATER_FIELDS:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                data.pop(name, None)
+        return data
 
 
 def validation_problems(problem: ValidationError) -> tuple[str, ...]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from autoseg.domain.dataset import Case
+from autoseg.domain.dataset import Case, Channel
 from autoseg.domain.endings import (
     PICTURE_ENDINGS,
     TIFF_ENDINGS,
@@ -16,7 +16,8 @@ from autoseg.domain.endings import (
     split_ending,
     written_ending,
 )
-from autoseg.errors import AutosegError, ConfigError
+from autoseg.domain.geometry import Volume
+from autoseg.errors import AutosegError, ConfigError, DatasetError
 from autoseg.inference.dicom_inputs import name_files, name_series
 from autoseg.io.dicom import is_dicom
 from autoseg.io.images import read_header
@@ -42,7 +43,7 @@ Files = dict[Path, str]
 """Files, or DICOM series, with their names without ending, in the order given."""
 
 
-def find_cases(inputs: Sequence[Path], num_channels: int) -> tuple[Case, ...]:
+def find_cases(inputs: Sequence[Path], num_channels: int, optional: Collection[int] = ()) -> tuple[Case, ...]:
     """Sort files into cases.
 
     Files named X_0000.ext, X_0001.ext and so on are the channels of case X, exactly as many as the model's (a lone
@@ -57,6 +58,7 @@ def find_cases(inputs: Sequence[Path], num_channels: int) -> tuple[Case, ...]:
         inputs: Image files, DICOM files that stand for their series, and folders: their image files are all taken
             (those of subfolders are not); of a folder without any, the DICOM series in it and its subfolders.
         num_channels: Of the model.
+        optional: Channels that files with channel numbers may lack.
 
     Returns:
         The cases, sorted by id.
@@ -66,10 +68,10 @@ def find_cases(inputs: Sequence[Path], num_channels: int) -> tuple[Case, ...]:
             cases have the same id; all problems are listed.
     """
     files, problems = _collect(inputs, num_channels)
-    groups, others = _group_by_channel(files, problems)
+    groups, others = _group_by_channel(files, range(num_channels) if 0 in optional else range(1), problems)
     cases: list[Case] = []
     for name, channels in groups.items():
-        case = _case_of_channels(name, channels, num_channels, problems)
+        case = _case_of_channels(name, channels, num_channels, optional, problems)
         cases += [] if case is None else [case]
     cases += _cases_of_plain_files(others, num_channels, problems)
     doubled = sorted(name for name, count in Counter(case.id for case in cases).items() if count > 1)
@@ -103,6 +105,26 @@ def _is_stack(file: Path) -> bool:
         return not read_header(file).geometry.is_2d
     except (AutosegError, OSError):
         return False
+
+
+def require_channels(volume: Volume, channels: Sequence[Channel]) -> None:
+    """Refuse a volume that lacks a channel which may not be missing.
+
+    Args:
+        volume: Of a case.
+        channels: Of the model.
+
+    Raises:
+        DatasetError: Names the channels.
+    """
+    needed = [number for number in volume.missing if not channels[number].may_be_missing]
+    if needed:
+        names = ", ".join(f"{number} ({channels[number].name})" for number in needed)
+        raise DatasetError(
+            f"the channel {names} is missing, and the model has not learned to do without it",
+            hint="A model learns that from training cases that lack the channel, or where the data set declares "
+            'it with "may_be_missing": true.',
+        )
 
 
 def _collect(inputs: Sequence[Path], num_channels: int) -> tuple[Files, list[str]]:
@@ -142,8 +164,10 @@ def _named_series(path: Path, num_channels: int, problems: list[str]) -> Files:
     return named
 
 
-def _group_by_channel(files: Files, problems: list[str]) -> tuple[dict[str, dict[int, Path]], Files]:
-    """Files with channel numbers by case, and the others; numbers that do not begin at 0 count no channels.
+def _group_by_channel(
+    files: Files, first_numbers: range, problems: list[str]
+) -> tuple[dict[str, dict[int, Path]], Files]:
+    """Files with channel numbers by case, and the others; numbers that do not begin as they may count no channels.
 
     The channels of a case may have different endings, but no two of them one number.
     """
@@ -160,7 +184,7 @@ def _group_by_channel(files: Files, problems: list[str]) -> tuple[dict[str, dict
         doubled = [
             " and ".join(file.name for file in claimants) for claimants in channels.values() if len(claimants) > 1
         ]
-        if 0 in channels and name not in groups:
+        if min(channels) in first_numbers and name not in groups:
             problems += [f"case {name}: {names} claim to be one channel" for names in doubled]
             groups[name] = {number: claimants[0] for number, claimants in channels.items()}
         else:
@@ -168,19 +192,24 @@ def _group_by_channel(files: Files, problems: list[str]) -> tuple[dict[str, dict
     return groups, others
 
 
-def _case_of_channels(name: str, channels: Mapping[int, Path], num_channels: int, problems: list[str]) -> Case | None:
-    if set(channels) == {0}:
-        return Case(id=name, images=(str(channels[0]),))
+def _case_of_channels(
+    name: str, channels: Mapping[int, Path], num_channels: int, optional: Collection[int], problems: list[str]
+) -> Case | None:
     missing = sorted(set(range(num_channels)) - set(channels))
-    if missing:
-        problems.append(f"case {name} lacks the channels {', '.join(f'{number:04d}' for number in missing)}")
+    may_be_missing = set(missing) <= set(optional)
+    if set(channels) == {0} and not (missing and may_be_missing and _channel_counts(channels[0]) == {1}):
+        return Case(id=name, images=(str(channels[0]),))
+    if not may_be_missing:
+        needed = [number for number in missing if number not in optional]
+        problems.append(f"case {name} lacks the channels {', '.join(f'{number:04d}' for number in needed)}")
         return None
     surplus = sorted(set(channels) - set(range(num_channels)))
     if surplus:
         names = ", ".join(channels[number].name for number in surplus)
         problems.append(f"case {name} has more channels than the model's {num_channels}: {names} would be left out")
         return None
-    return Case(id=name, images=tuple(str(channels[number]) for number in range(num_channels)))
+    images = tuple(str(channels[number]) for number in sorted(channels))
+    return Case(id=name, images=images, missing=tuple(missing))
 
 
 def _cases_of_plain_files(files: Files, num_channels: int, problems: list[str]) -> list[Case]:

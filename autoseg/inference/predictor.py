@@ -19,11 +19,11 @@ from autoseg.domain.geometry import Geometry, Volume
 from autoseg.domain.plan import Configuration
 from autoseg.errors import ConfigError, DatasetError, ModelError
 from autoseg.inference.export import LabelMap, labels_from_stream
-from autoseg.inference.inputs import output_ending
+from autoseg.inference.inputs import output_ending, require_channels
 from autoseg.inference.outcome import MEMORY_HINT, Attempt, PredictionOutcome, attempt
 from autoseg.inference.resident import averaged, resident
 from autoseg.inference.sliding_window import make_grid, stream_logits
-from autoseg.inference.tta import Tta, mirrored
+from autoseg.inference.tta import Tta, with_mirroring
 from autoseg.io.images import read_case, read_labels, write_labels
 from autoseg.io.maps import IndexMap
 from autoseg.io.model import Model
@@ -78,6 +78,7 @@ class Predictor:
     ) -> None:
         self.settings = _common_settings(models)
         self.labels = models[0].card.plan.labels
+        self.channels = models[0].card.plan.channels
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
         self.overlap = self.settings.inference.overlap if overlap is None else overlap
@@ -89,15 +90,13 @@ class Predictor:
             raise ConfigError(f"at least one tile goes through the network at a time, got {self.tile_batch}")
         with device_memory_errors(f"{self.device} has too little memory for the networks", _device_hint(self.device)):
             networks = [resident(model, self.device, self.precision) for model in models]
-        mirror_axes = self.settings.inference.mirror_axes if tta == "full" else ()
-        self._forward = mirrored(
-            averaged(networks, self.settings, self.device, self.precision), _tile_axes(mirror_axes, network.dims)
-        )
+        forward = averaged(networks, self.settings, self.device, self.precision)
+        self._forward = with_mirroring(forward, self.settings) if tta == "full" else forward
 
     @property
     def num_channels(self) -> int:
         """Channels of the image."""
-        return len(self.settings.preprocess.normalization)
+        return len(self.channels)
 
     def __call__(self, volume: Volume) -> LabelMap:
         """Segment a volume.
@@ -115,7 +114,12 @@ class Predictor:
         return self.segment(self.prepare(volume))
 
     def prepare(self, volume: Volume) -> Prepared:
-        """The first half of a prediction, without the network: may run in another thread."""
+        """The first half of a prediction, without the network: may run in another thread.
+
+        Raises:
+            DatasetError: See `__call__`; also where a channel is missing that may not be.
+        """
+        require_channels(volume, self.channels)
         with device_memory_errors("memory ran out while preparing an image", MEMORY_HINT):
             return apply(volume, self.settings.preprocess)
 
@@ -355,7 +359,9 @@ def _common_settings(models: Sequence[Model]) -> Configuration:
             card.settings.preprocess == first.settings.preprocess
             and card.settings.network.patch_size == first.settings.network.patch_size
             and card.settings.inference == first.settings.inference
+            and card.settings.sides == first.settings.sides
             and card.plan.labels == first.plan.labels
+            and card.plan.channels == first.plan.channels
         )
         if not same:
             raise ModelError(
@@ -389,8 +395,3 @@ def default_tile_batch(patch_size: Sequence[int], device: torch.device) -> int:
     """Tiles that go through the network at a time unless somebody says otherwise."""
     budget = _BATCH_VOXELS.get(device.type, _BATCH_VOXELS_ELSEWHERE)
     return max(1, min(_MAX_TILE_BATCH, budget // prod(patch_size)))
-
-
-def _tile_axes(axes: Sequence[int], dims: int) -> tuple[int, ...]:
-    """Axes of the network as axes of a tile, which always has three."""
-    return tuple(axis + 3 - dims for axis in axes)

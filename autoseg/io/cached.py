@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from autoseg.domain.values import Value
+from autoseg.domain.values import GrownValue, Value
 from autoseg.errors import DatasetError
 from autoseg.io.companions import content_digest, look
 from autoseg.io.files import atomic_path
@@ -58,7 +58,7 @@ class Source(Value):
             return False
 
 
-class Header(Value):
+class Header(GrownValue):
     """What a cached file says of itself, as JSON in its header.
 
     Attributes:
@@ -67,7 +67,10 @@ class Header(Value):
         version: Of the file.
         id: Of the case.
         sources: The files it was made from, images first.
+        missing: Channels that the case lacked: the same files can stand for others.
     """
+
+    LATER_FIELDS: ClassVar[tuple[str, ...]] = ("missing",)
 
     KIND: ClassVar[str]
     VERSION: ClassVar[int]
@@ -75,10 +78,11 @@ class Header(Value):
     version: int
     id: str
     sources: tuple[Source, ...]
+    missing: tuple[int, ...] = ()
 
-    def is_current(self, case_id: str, files: Sequence[str | Path]) -> bool:
+    def is_current(self, case_id: str, files: Sequence[str | Path], missing: tuple[int, ...] = ()) -> bool:
         """Whether it is of this case and made from these very files as they are now."""
-        if self.id != case_id or len(self.sources) != len(files):
+        if self.id != case_id or len(self.sources) != len(files) or self.missing != missing:
             return False
         return all(source.is_current(file) for source, file in zip(self.sources, files, strict=True))
 

@@ -113,17 +113,19 @@ def read_case(case: Case, num_channels: int) -> Volume:
         num_channels: Channels of the data set.
 
     Returns:
-        The volume (C, I, J, K) on the grid of the first file. Channels of different types become float32.
+        The volume (C, I, J, K) on the grid of the first file, without the channels that the case lacks. Channels of
+        different types become float32.
 
     Raises:
         DatasetError: A file cannot be read, or the number of channels is another one.
         GeometryError: Channels lie on different grids (further apart than `GRID_TOLERANCE_FRACTION` of a voxel).
     """
-    if len(case.images) == 1:
-        return read_image(case.images[0], num_channels)
-    if len(case.images) != num_channels:
-        raise DatasetError(f"case {case.id}: got {len(case.images)} image files, expected {num_channels}")
-    first = read_image(case.images[0])
+    first = read_image(case.images[0], case.channels_in_a_file(num_channels))
+    if len(first.array) + len(case.missing) == num_channels and len(case.images) == 1:
+        return Volume(first.array, first.geometry, case.missing)
+    if len(case.images) + len(case.missing) != num_channels:
+        lacking = f" and {len(case.missing)} missing channels" if case.missing else ""
+        raise DatasetError(f"case {case.id}: got {len(case.images)} image files{lacking}, expected {num_channels}")
     volumes = [first]
     for file in case.images[1:]:
         volume = read_image(file)
@@ -136,10 +138,10 @@ def read_case(case: Case, num_channels: int) -> Volume:
         volumes.append(volume)
     types = {volume.array.dtype for volume in volumes}
     dtype = types.pop() if len(types) == 1 else np.dtype(np.float32)
-    stacked = np.empty((num_channels, *first.geometry.shape[::-1]), dtype).transpose(0, 3, 2, 1)
-    for index in range(num_channels):
-        stacked[index] = volumes[index].array[0]
-    return Volume(stacked, first.geometry)
+    stacked = np.empty((len(volumes), *first.geometry.shape[::-1]), dtype).transpose(0, 3, 2, 1)
+    for index, volume in enumerate(volumes):
+        stacked[index] = volume.array[0]
+    return Volume(stacked, first.geometry, case.missing)
 
 
 def read_labels(path: str | Path, reference: Geometry | None = None) -> tuple[NDArray[np.integer[Any]], Geometry]:

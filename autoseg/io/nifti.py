@@ -208,15 +208,25 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, *, is_label
         stored = stored[:, :, 0]
     too_long = max(stored.shape) > np.iinfo(np.int16).max
     image = (nib.Nifti2Image if too_long else nib.Nifti1Image)(stored, None, dtype=stored.dtype)
-    header = image.header
-    header.set_zooms((*geometry.spacing_mm, 1.0)[: stored.ndim])
+    set_grid(image.header, geometry, stored.ndim)
+    if is_label:
+        image.header.set_intent("label")
+    image.update_header()
+    nib.save(image, path)
+
+
+def set_grid(header: Any, geometry: Geometry, num_axes: int) -> None:
+    """Put a grid into a NIfTI header, its codes and second affine included.
+
+    Args:
+        header: nibabel's; its shape must be set.
+        geometry: The grid.
+        num_axes: Axes of the stored array.
+    """
+    header.set_zooms((*geometry.spacing_mm, 1.0)[:num_axes])
     header.set_xyzt_units("mm")
     second = geometry.affine if geometry.qform is None else geometry.qform
     header.set_qform(second if geometry.qform_code > 0 else None, geometry.qform_code)
     header.set_sform(geometry.affine if geometry.sform_code > 0 else None, geometry.sform_code)
     if not np.allclose(header.get_best_affine(), geometry.affine, rtol=1e-5, atol=1e-4):
         header.set_sform(geometry.affine, 1)
-    if is_label:
-        header.set_intent("label")
-    image.update_header()
-    nib.save(image, path)

@@ -125,6 +125,7 @@ class CaseStore:
         *,
         spacing_mm: tuple[float, float, float],
         sources: Sequence[Source],
+        missing: tuple[int, ...] = (),
     ) -> None:
         """Write a case whole or not at all; the same input gives the same bytes.
 
@@ -135,6 +136,7 @@ class CaseStore:
             foreground: For each class present, (n, 3) positions; see `foreground_locations`.
             spacing_mm: Voxel size in network axis order.
             sources: What it was made from.
+            missing: Channels that the case lacks, which are 0 in the image.
 
         Raises:
             ValueError: Shapes do not agree.
@@ -148,21 +150,22 @@ class CaseStore:
         }
         for index, positions in foreground.items():
             tensors[f"{_FOREGROUND}{index}"] = np.asarray(positions, np.int32)
-        header = CaseHeader(id=case_id, spacing_mm=spacing_mm, sources=tuple(sources))
+        header = CaseHeader(id=case_id, spacing_mm=spacing_mm, sources=tuple(sources), missing=missing)
         save_cached(self.path(case_id), tensors, header)
 
-    def is_current(self, case_id: str, files: Sequence[str | Path]) -> bool:
+    def is_current(self, case_id: str, files: Sequence[str | Path], missing: tuple[int, ...] = ()) -> bool:
         """Whether the case is there and was made from these very files as they are now.
 
         Args:
             case_id: Of the case.
             files: Images and labels, in the order they were written with.
+            missing: Channels that the case lacks.
         """
         try:
             _, header = open_cached(self.path(case_id), CaseHeader)
         except DatasetError:
             return False
-        return header.is_current(case_id, files)
+        return header.is_current(case_id, files, missing)
 
     def open(self, case_id: str) -> StoredCase:
         """The case, for reading.

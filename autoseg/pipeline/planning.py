@@ -15,12 +15,13 @@ from autoseg.domain.dataset import Case, Dataset, Splits
 from autoseg.domain.fingerprint import Budget, CaseStats, Fingerprint
 from autoseg.domain.layouts import load_dataset
 from autoseg.domain.plan import Plan
-from autoseg.domain.splits import dataset_splits, splits_problems
+from autoseg.domain.splits import dataset_splits
 from autoseg.errors import PlanError
 from autoseg.io.files import read_json
 from autoseg.io.images import read_case, read_labels
 from autoseg.io.run_folder import RunFolder
 from autoseg.pipeline.cases import SILENT, encode_labels, labels_of, map_cases
+from autoseg.pipeline.folds import require_fitting, tell_splits
 from autoseg.pipeline.forecast import Measurements, earlier_forecast, make_forecast
 from autoseg.pipeline.host import Target, budget_of
 from autoseg.pipeline.measuring import with_measured_step
@@ -118,7 +119,8 @@ def plan(
     run_folder.write(run_folder.dataset_file, dataset)
     run_folder.write(run_folder.fingerprint_file, fingerprint)
     if dataset.cases:
-        _write_splits(run_folder, dataset, fingerprint, settings.train.seed)
+        names_tell = settings.plan.patients == "names"
+        _write_splits(run_folder, dataset, fingerprint, settings.train.seed, names_tell_patients=names_tell)
     run_folder.write(run_folder.plan_file, planned)
     forecast = make_forecast(planned, fingerprint, target, measured, budget_gb=budget_gb, folder=run_folder.root)
     run_folder.write(run_folder.forecast_file, forecast)
@@ -178,11 +180,18 @@ def _refuse_models_of_another_plan(run_folder: RunFolder, planned: Plan) -> None
         )
 
 
-def _write_splits(run_folder: RunFolder, dataset: Dataset, fingerprint: Fingerprint, seed: int) -> None:
-    """Write the folds; folds that are there already and fit the cases are kept, because people edit them."""
+def _write_splits(
+    run_folder: RunFolder, dataset: Dataset, fingerprint: Fingerprint, seed: int, *, names_tell_patients: bool
+) -> None:
+    """Write the folds; folds that are there already are kept, because people edit them.
+
+    Raises:
+        DatasetError: Folds that are there do not fit the cases.
+    """
     if run_folder.splits_file.is_file():
         splits = run_folder.read_splits()
-        if not splits_problems(splits, dataset.cases):
+        if splits.folds:
+            require_fitting(run_folder.splits_file, splits, dataset)
             _warn_of_left_out_cases(run_folder, splits, dataset)
             return
     if len({case.patient or case.id for case in dataset.cases}) < MIN_PATIENTS:
@@ -193,4 +202,6 @@ def _write_splits(run_folder: RunFolder, dataset: Dataset, fingerprint: Fingerpr
         stats.case: frozenset(index for index, voxels in enumerate(stats.class_voxels, start=1) if voxels)
         for stats in fingerprint.cases
     }
-    run_folder.write(run_folder.splits_file, dataset_splits(dataset, presence or None, seed))
+    splits = dataset_splits(dataset, presence or None, seed, names_tell_patients=names_tell_patients)
+    run_folder.write(run_folder.splits_file, splits)
+    tell_splits(splits, dataset, names_tell_patients=names_tell_patients)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from autoseg import __version__
-from autoseg.domain.dataset import Case
+from autoseg.domain.dataset import Case, Channel
 from autoseg.errors import ConfigError, ModelError
 from autoseg.inference.export import LabelMap
 from autoseg.inference.inputs import find_cases
@@ -20,6 +21,8 @@ from autoseg.io.run_folder import RunFolder, is_trained
 from autoseg.pipeline.cascade import load_previous
 from autoseg.pipeline.cases import SILENT
 from autoseg.runtime import Progress
+
+log = logging.getLogger("autoseg")
 
 _DIGEST_LENGTH = 16
 """Of each model's weights: enough to tell models apart, and a number of several folds stays readable."""
@@ -67,7 +70,10 @@ def predict(
         require_highdicom()
     models = load_models(model_path, configuration, folds)
     previous = load_previous(models)
-    cases = find_cases(inputs, len(models[0].card.plan.channels))
+    channels = models[0].card.plan.channels
+    optional = [number for number, channel in enumerate(channels) if channel.may_be_missing]
+    cases = find_cases(inputs, len(channels), optional)
+    _tell_of_missing_channels(cases, channels)
     if dicom_seg:
         _require_dicom(cases)
     return predict_cases(
@@ -111,6 +117,13 @@ def _segmentation_writer(models: Sequence[Model]) -> WriteBeside:
         write_segmentation(segmentation_path(label_map), labels, case.images[0], cards[0].plan.labels, algorithm)
 
     return write
+
+
+def _tell_of_missing_channels(cases: Sequence[Case], channels: Sequence[Channel]) -> None:
+    for case in cases:
+        if case.missing:
+            names = ", ".join(f"{number} ({channels[number].name})" for number in case.missing)
+            log.warning("%s: segmented without the channel %s, which is missing", case.id, names)
 
 
 def load_models(path: Path, configuration: str | None, folds: str | None) -> tuple[Model, ...]:

@@ -11,6 +11,9 @@ from autoseg.config import Settings, load_settings, parse_additions, parse_assig
 from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
 
+PATIENTS_KEY = "splits.patients"
+"""With --set: whether names tell patients ("names") or only given ones count ("given")."""
+
 V = TypeVar("V", bound=Value)
 
 
@@ -30,6 +33,7 @@ def resolve_settings(
     time_budget: str | None = None,
     device: str = "auto",
     precision: str = "auto",
+    seed: int | None = None,
 ) -> Settings:
     """Settings of the file with the command line's options on top.
 
@@ -37,7 +41,10 @@ def resolve_settings(
         ConfigError: Unknown keys, wrong values, or both `epochs` and `time_budget`.
     """
     settings = load_settings(config_file)
-    planning: dict[str, Any] = {"overrides": {**settings.plan.overrides, **dict(parse_assignments(assignments))}}
+    overrides = {**settings.plan.overrides, **dict(parse_assignments(assignments))}
+    planning: dict[str, Any] = {"overrides": overrides}
+    if PATIENTS_KEY in overrides:
+        planning["patients"] = overrides.pop(PATIENTS_KEY)  # of the splits, which are no part of a plan
     training: dict[str, Any] = {}
     if preset is not None:
         planning["preset"] = preset
@@ -57,4 +64,6 @@ def resolve_settings(
         training["device"] = device
     if precision != "auto":
         training["precision"] = precision
+    if seed is not None:
+        training["seed"] = seed
     return Settings(plan=_updated(settings.plan, planning, "plan"), train=_updated(settings.train, training, "train"))

@@ -19,6 +19,7 @@ from autoseg.io.run_folder import FOLD_ALL, RunFolder
 from autoseg.io.store import CaseStore
 from autoseg.pipeline.cascade import FoldName, OutOfFold, out_of_fold, prepare_maps
 from autoseg.pipeline.cases import SILENT, annotated_names, labels_of, map_cases
+from autoseg.pipeline.folds import require_fitting
 from autoseg.planning.overrides import apply_overrides
 from autoseg.preprocessing.prepare import cache_digest, prepare_case
 from autoseg.runtime import Progress, num_cpus, one_core_each
@@ -79,7 +80,7 @@ def prepare(
     preprocess = planned.configurations[name].preprocess
     owner = next(other for other, part in planned.configurations.items() if part.preprocess == preprocess)
     store = CaseStore(run_folder.cache_folder(owner, cache_digest(preprocess, dataset.labels)))
-    missing = [case for case in dataset.cases if not store.is_current(case.id, case.files)]
+    missing = [case for case in dataset.cases if not store.is_current(case.id, case.files, case.missing)]
     if missing:
         map_cases(
             lambda case: prepare_case(case, preprocess, dataset.labels, store),
@@ -268,12 +269,14 @@ def _configuration_name(planned: Plan, wanted: str | None) -> str:
 def _choose_folds(run_folder: RunFolder, fold: str, dataset: Dataset) -> tuple[tuple[FoldName, Fold], ...]:
     if fold == FOLD_ALL:
         return (("all", Fold(train=tuple(case.id for case in dataset.cases), validation=())),)
-    folds = run_folder.read_splits().folds
+    splits = run_folder.read_splits()
+    folds = splits.folds
     if not folds:
         raise ConfigError(
             f"{run_folder.splits_file} has no folds: the data set has too few cases to hold any out",
             hint="Train on every case with --fold all.",
         )
+    require_fitting(run_folder.splits_file, splits, dataset)
     if fold == "each":
         return tuple(enumerate(folds))
     if not fold.isdigit() or int(fold) >= len(folds):

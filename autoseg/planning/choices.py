@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from autoseg.domain.dataset import Channel
 from autoseg.domain.fingerprint import Fingerprint
 from autoseg.domain.plan import AugmentationPlan, ChannelNormalization
+from autoseg.domain.sides import Sides, Swap
 from autoseg.planning.lowres import LowresSearch
 from autoseg.planning.patch import BatchChoice, Limits, PatchSearch
 from autoseg.planning.presets import PlannerRules
@@ -29,6 +30,7 @@ class DatasetChoices:
         order: Z, Y, X (0, 1, 2) in network order.
         target: Target spacing in network order.
         median_shape: Median image after resampling, network order.
+        swap: What becomes of the labels when left and right change places.
         sided_pairs: Classes (left, right) that come in pairs.
         lowres: None where no 3D configuration is planned.
     """
@@ -43,6 +45,7 @@ class DatasetChoices:
     target: Floats
     median_shape: Floats
     normalization: tuple[ChannelNormalization, ...]
+    swap: Swap
     sided_pairs: tuple[tuple[str, str], ...] = ()
     lowres: LowresSearch | None = None
 
@@ -63,6 +66,7 @@ class ConfigurationChoices:
 
     Attributes:
         previous_stage: See `Configuration`.
+        sides: See `Configuration`.
     """
 
     name: str
@@ -71,3 +75,4 @@ class ConfigurationChoices:
     batch_dice: bool
     augmentation: AugmentationPlan
     previous_stage: str | None = None
+    sides: Sides | None = None

@@ -218,6 +218,28 @@ def _lowres(common: DatasetChoices) -> tuple[Decision, ...]:
     )
 
 
+def _missing_channels(common: DatasetChoices, planned: Sequence[ConfigurationChoices]) -> tuple[Decision, ...]:
+    """Nothing where every case has every channel."""
+    optional = [number for number, channel in enumerate(common.channels) if channel.may_be_missing]
+    if not optional:
+        return ()
+    probability = max(planned[0].augmentation.channel_dropout)
+    return (
+        Decision(
+            configuration=ALL,
+            topic="missing channels",
+            rule=(
+                "A channel that a case lacks is filled with zeros after normalisation, which is the mean of a channel "
+                "scaled by z-score. So that the network learns to do without, channels that may be missing are also "
+                "left out at random of patches that have them."
+            ),
+            inputs="channels that cases may lack: " + ", ".join(common.channels[number].name for number in optional),
+            result=f"each is left out of {probability:.0%} of the patches, one channel always stays",
+            would_change="Declaring no channel as missing; training.augmentation.channel_dropout sets how often.",
+        ),
+    )
+
+
 def decisions(common: DatasetChoices, planned: Sequence[ConfigurationChoices]) -> tuple[Decision, ...]:
     """Every reason, in the order in which the planner decides."""
     normalization = tuple(
@@ -232,6 +254,7 @@ def decisions(common: DatasetChoices, planned: Sequence[ConfigurationChoices]) -
         _median_shape(common),
         *normalization,
         _mask(common),
+        *_missing_channels(common, planned),
         _fullres_presence(common),
         *_lowres(common),
         *(item for choices in planned for item in configuration_decisions(common, choices, planned)),

@@ -260,28 +260,53 @@ def _augmentation(common: DatasetChoices, choices: ConfigurationChoices) -> Deci
     )
 
 
+_MIRROR_RULES = {
+    "leave_out": "Patches are mirrored at random along every axis, in training and, where asked for, in prediction; "
+    "not from left to right where classes come in left/right pairs, which would be mixed up.",
+    "swap": "Patches are mirrored at random along every axis, in training and, where asked for, in prediction; from "
+    "left to right only together with the labels of left/right pairs, which change places.",
+    "naive": "Patches are mirrored at random along every axis, in training and, where asked for, in prediction.",
+}
+
+
 def _mirroring(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
     names = common.axis_names[-len(choices.search.topology.patch_size) :]
-    mirrored = [names[axis] for axis in choices.augmentation.mirror_axes]
+    axes, sides, swap = choices.augmentation.mirror_axes, choices.sides, common.swap
+    mirrored = [names[axis] for axis in (axes if sides is None else sides.mirrored(axes))]
+    result = "along " + ", ".join(mirrored) if mirrored else "none"
+    if sides is not None and sides.mirror_pairs == "swap":
+        result += f"; along {names[sides.axis]} the labels of each pair change places"
     pairs = ", ".join(f"{left} / {right}" for left, right in common.sided_pairs[:_LISTED_PAIRS])
-    if common.rules.mirrors_sided_classes:
-        change = "Nothing."
-    else:
-        change = "Class names without sides." if pairs else "Class names in pairs such as 'left lung', 'right lung'."
+    inputs = f"{several(len(common.sided_pairs), 'left/right pair')} among the classes" + (
+        f" ({pairs})" if pairs else ""
+    )
+    if pairs and sides is None:
+        inputs += "; the slices of this network hold no axis from left to right"
+    elif swap.problem:
+        inputs += f"; {swap.problem}"
+    elif pairs and swap.alone:
+        inputs += f"; {', '.join(swap.alone[:_LISTED_PAIRS])} would keep the label: there is no partner"
     return Decision(
         configuration=choices.name,
         topic="mirroring",
-        rule=(
-            "Patches are mirrored at random along every axis, in training and, where asked for, in prediction."
-            if common.rules.mirrors_sided_classes
-            else "Patches are mirrored at random along every axis, in training and, where asked for, prediction; not "
-            "from left to right where class names come in left/right pairs, which would be mixed up."
-        ),
-        inputs=f"{several(len(common.sided_pairs), 'left/right pair')} among the class names"
-        + (f" ({pairs})" if pairs else ""),
-        result="along " + ", ".join(mirrored) if mirrored else "none",
-        would_change=change,
+        rule=_MIRROR_RULES[common.rules.mirror_pairs],
+        inputs=inputs,
+        result=result,
+        would_change=_another_mirroring(common, choices),
     )
+
+
+def _another_mirroring(common: DatasetChoices, choices: ConfigurationChoices) -> str:
+    if not common.sided_pairs:
+        return (
+            "Nothing." if common.rules.mirror_pairs == "naive" else "Classes in pairs, such as left lung, right lung."
+        )
+    if choices.sides is None:
+        return "Slices that hold the axis from left to right."
+    if common.swap.problem:
+        return 'Pairs that the description of the data set declares ("pairs": [] where there are none).'
+    others = [way for way in _MIRROR_RULES if way != choices.sides.mirror_pairs]
+    return f"--set {choices.name}.sides.mirror_pairs={others[0]} or {others[1]}."
 
 
 def _lowres_spacing(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:

@@ -70,7 +70,7 @@ def _unknown(key: str, configurations: dict[str, Any]) -> ConfigError:
 
 
 def _targets(key: str, configurations: dict[str, Any]) -> tuple[_Target, ...]:
-    """The places a key means: one, or one in each configuration.
+    """The places a key means: one, or one in each configuration that has it.
 
     Raises:
         ConfigError: The key is unknown somewhere it should be.
@@ -80,7 +80,13 @@ def _targets(key: str, configurations: dict[str, Any]) -> tuple[_Target, ...]:
     if first in configurations and rest:
         found = (_Target(first, tuple(rest)),)
     elif first in Configuration.model_fields and rest:
-        found = tuple(_Target(name, (first, *rest)) for name in configurations)
+        # Only `sides` is not in every configuration: not in one whose slices hold no axis from left to right.
+        found = tuple(_Target(name, (first, *rest)) for name, values in configurations.items() if first in values)
+        if not found:
+            raise ConfigError(
+                f"no configuration has {first!r}: the labels come in no left/right pairs",
+                hint='Pairs that the names do not show are declared with "pairs" in the description of the data set.',
+            )
     else:
         raise _unknown(key, configurations)
     for target in found:

@@ -5,13 +5,12 @@ Reads from top to bottom: spacing and axes, then for each configuration patch, n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import isfinite, prod
 
 from autoseg.domain.dataset import Channel, LabelSchema
 from autoseg.domain.fingerprint import Budget, Fingerprint
-from autoseg.domain.laterality import left_right_pairs
 from autoseg.domain.network_plan import NetworkPlan
 from autoseg.domain.network_rules import MOST_STAGES
 from autoseg.domain.plan import (
@@ -26,6 +25,7 @@ from autoseg.domain.plan import (
     PreprocessPlan,
     TrainingPlan,
 )
+from autoseg.domain.sides import Sides, swap_of
 from autoseg.errors import ConfigError, PlanError
 from autoseg.planning.choices import ConfigurationChoices, DatasetChoices
 from autoseg.planning.explain import decisions
@@ -43,22 +43,34 @@ SMALL_TURN_DEGREES = 15.0
 TURN_3D_DEGREES = 30.0
 """Rotation ranges (to either side). Source: nnU-Net (Isensee et al. 2021, supplement 4)."""
 
+CHANNEL_DROPOUT = 0.2
+"""How often a channel that may be missing is left out of a patch that has it.
+
+Dropping whole inputs is what makes a network do without them (Neverova et al. 2016, "ModDrop"; Groevik et al. 2021, npj
+Digital Medicine 4:33, for MR sequences). How often is a judgement, not a measurement: one patch in five, together with
+the cases that lack the channel, and four in five of the others still show all there is. Decision 21.
+"""
+
 
 def plan_augmentation(
-    patch_size: tuple[int, ...], rules: PlannerRules, kept_axis: int | None = None
+    patch_size: tuple[int, ...], rules: PlannerRules, channels: Sequence[Channel] = ()
 ) -> AugmentationPlan:
-    """Rotation and mirroring that suit the shape of the patch; `kept_axis` is not mirrored.
+    """Rotation that suits the shape of the patch, and channel dropout where channels may be missing.
 
-    Source: nnU-Net 2.8.
+    Source: nnU-Net 2.8 for the rotation.
     """
-    mirror_axes = tuple(axis for axis in range(len(patch_size)) if axis != kept_axis)
+    dropout = tuple(CHANNEL_DROPOUT if channel.may_be_missing else 0.0 for channel in channels)
+    channel_dropout = dropout if any(dropout) else ()
     if len(patch_size) == 2:
         elongated = max(patch_size) / min(patch_size) > ELONGATED_2D_ASPECT
         degrees = SMALL_TURN_DEGREES if elongated else FULL_TURN_DEGREES
-        return AugmentationPlan(rotation_degrees=(degrees,), mirror_axes=mirror_axes)
-    if max(patch_size) / patch_size[0] > rules.anisotropy:
-        return AugmentationPlan(rotation_degrees=(FULL_TURN_DEGREES, 0.0, 0.0), mirror_axes=mirror_axes, dummy_2d=True)
-    return AugmentationPlan(rotation_degrees=(TURN_3D_DEGREES,) * 3, mirror_axes=mirror_axes)
+        return AugmentationPlan(rotation_degrees=(degrees,), mirror_axes=(0, 1), channel_dropout=channel_dropout)
+    is_flat = max(patch_size) / patch_size[0] > rules.anisotropy
+    return AugmentationPlan(
+        rotation_degrees=(FULL_TURN_DEGREES, 0.0, 0.0) if is_flat else (TURN_3D_DEGREES,) * 3,
+        dummy_2d=is_flat,
+        channel_dropout=channel_dropout,
+    )
 
 
 def _limits(budget: Budget, rules: PlannerRules, num_outputs: int, in_channels: int) -> Limits:
@@ -121,7 +133,8 @@ def _dataset_choices(
         target=tuple(spacing.target[axis] for axis in order),
         median_shape=tuple(median_shape[axis] for axis in order),
         normalization=choose_normalization(fingerprint, channels, rules),
-        sided_pairs=left_right_pairs(labels.names),
+        sided_pairs=labels.sided_pairs,
+        swap=swap_of(labels),
     )
 
 
@@ -168,15 +181,20 @@ def _choices(
         search=search,
         batch=choose_batch(search, voxels, common.rules),
         batch_dice=batch_dice,
-        augmentation=plan_augmentation(topology.patch_size, common.rules, _kept_axis(common, name)),
+        augmentation=plan_augmentation(topology.patch_size, common.rules, common.channels),
+        sides=_sides(common, name),
     )
 
 
-def _kept_axis(common: DatasetChoices, name: str) -> int | None:
-    """The axis of the patch that mirroring leaves alone, so that left stays left."""
-    if common.rules.mirrors_sided_classes or not common.sided_pairs:
+def _sides(common: DatasetChoices, name: str) -> Sides | None:
+    """What mirroring from left to right does; None where there are no pairs, or no such axis in a slice."""
+    axis = common.left_right_axis - (1 if name == FLAT else 0)
+    if not common.sided_pairs or axis < 0:
         return None
-    return common.left_right_axis - (1 if name == FLAT else 0)
+    mirroring, swap = common.rules.mirror_pairs, common.swap
+    if mirroring == "swap" and swap.problem:
+        mirroring = "leave_out"
+    return Sides(axis=axis, mirror_pairs=mirroring, labels=swap.labels, outputs=swap.outputs)
 
 
 def _configuration(common: DatasetChoices, choices: ConfigurationChoices, labels: LabelSchema) -> Configuration:
@@ -209,6 +227,7 @@ def _configuration(common: DatasetChoices, choices: ConfigurationChoices, labels
         ),
         inference=InferencePlan(mirror_axes=choices.augmentation.mirror_axes),
         previous_stage=choices.previous_stage,
+        sides=choices.sides,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from autoseg.config import YAML_ENDINGS, preset_file, preset_names, read_yaml
+from autoseg.domain.sides import MirrorPairs
 from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
 
@@ -63,8 +64,8 @@ class PlannerRules(Value):
         lowres_smallest_gain: It is dropped when it has not at least this many times fewer voxels.
         axis_tie_fraction: Spacings this close (relative) count as equal when axes are ordered; the earlier goes first.
         single_slice_first: Whether an axis with one slice in every case goes first even when it is not the coarsest.
-        mirrors_sided_classes: Whether patches are mirrored from left to right although classes come in left/right
-            pairs, which such a patch cannot tell apart.
+        mirror_pairs: What mirroring from left to right does where classes come in left/right pairs, see `Sides`; "swap"
+            becomes "leave_out" where it is not known which labels change places.
         adapts_momentum: See `TrainingPlan`.
     """
 
@@ -101,7 +102,7 @@ class PlannerRules(Value):
     lowres_smallest_gain: float = Field(ge=1)
     axis_tie_fraction: float = Field(ge=0, lt=1)
     single_slice_first: bool
-    mirrors_sided_classes: bool
+    mirror_pairs: MirrorPairs
     adapts_momentum: bool
 
     @model_validator(mode="after")

@@ -82,8 +82,8 @@ def measure_case(volume: Volume, labels: NDArray[np.integer], case_id: str, num_
     edges = [part.stop - part.start for part in box]
     spacing = geometry.spacing_mm
     foreground = labels[box] > 0
-    intensities = []
-    for channel, array in enumerate(volume.array):
+    measured: dict[int, IntensityStats] = {}
+    for channel, array in zip(volume.channels, volume.array, strict=True):
         values = array[box][foreground]
         if not values.size:
             break
@@ -93,7 +93,7 @@ def measure_case(volume: Volume, labels: NDArray[np.integer], case_id: str, num_
                 f"case {case_id}: channel {channel} is NaN or infinite in {count} of {values.size} labelled voxels",
                 hint="Run `autoseg check` on the data set; it lists every such case.",
             )
-        intensities.append(_intensity(values))
+        measured[channel] = _intensity(values)
     counts = np.bincount(labels[labels > 0].ravel(), minlength=num_values)[1:num_values]
     return CaseStats(
         case=case_id,
@@ -102,7 +102,7 @@ def measure_case(volume: Volume, labels: NDArray[np.integer], case_id: str, num_
         shape=(edges[zyx[0]], edges[zyx[1]], edges[zyx[2]]),
         relative_size_fraction=float(np.prod(edges, dtype=np.float64) / np.prod(geometry.shape, dtype=np.float64)),
         class_voxels=tuple(int(count) for count in counts),
-        intensities=tuple(intensities),
+        intensities=tuple(measured.get(channel) for channel in range(volume.num_channels)) if measured else (),
         is_2d=geometry.is_2d,
     )
 
@@ -158,6 +158,17 @@ def _pool(entries: Sequence[IntensityStats]) -> ChannelIntensity:
     )
 
 
+def _pool_present(cases: Sequence[CaseStats], number: int, name: str) -> ChannelIntensity:
+    """One channel over the cases that have it."""
+    entries = [entry for case in cases if (entry := case.intensities[number]) is not None]
+    if not entries:
+        raise DatasetError(
+            f"no case with labelled voxels has the channel {number} ({name})",
+            hint="Take the channel out of the description of the data set, or give it to some of the cases.",
+        )
+    return _pool(entries)
+
+
 def merge(stats: Sequence[CaseStats], channels: Sequence[str], num_classes: int) -> Fingerprint:
     """The fingerprint of a data set from the measurements of its cases.
 
@@ -192,6 +203,6 @@ def merge(stats: Sequence[CaseStats], channels: Sequence[str], num_classes: int)
         spacings_mm=spacings,
         shapes=shapes,
         median_relative_size_fraction=float(np.median([case.relative_size_fraction for case in cases])),
-        intensities=tuple(_pool([case.intensities[channel] for case in labelled]) for channel in range(len(channels))),
+        intensities=tuple(_pool_present(labelled, number, name) for number, name in enumerate(channels)),
         cases=tuple(cases),
     )

@@ -26,7 +26,8 @@ def cache_digest(plan: PreprocessPlan, schema: LabelSchema) -> str:
     return digest_of(
         {
             "preprocess": plan.model_dump(mode="json"),
-            "labels": schema.model_dump(mode="json"),
+            # Which labels are pairs of sides does not change what they are.
+            "labels": schema.model_dump(mode="json", exclude={"pairs"}),
             "preprocessing_version": PREPROCESSING_VERSION,
             "store_version": STORE_VERSION,
         }
@@ -57,12 +58,12 @@ def prepare_case(
     """
     if case.labels is None:
         raise DatasetError(f"case {case.id}: there is no label file to train on")
-    if store.is_current(case.id, case.files):
+    if store.is_current(case.id, case.files, case.missing):
         return False
     cached = store.path(case.id)
     # A name that begins with a dot is none of a case.
     with Lock(cached.with_name(f".lock-{cached.name}"), what=f"case {case.id}", wait=True):
-        if store.is_current(case.id, case.files):
+        if store.is_current(case.id, case.files, case.missing):
             return False
         _fill(case, case.labels, plan, schema, store, device)
     return True
@@ -99,4 +100,5 @@ def _fill(
         foreground_locations(prepared.labels, schema.num_values, draws, regions),
         spacing_mm=prepared.trail.target_spacing,
         sources=sources,
+        missing=case.missing,
     )

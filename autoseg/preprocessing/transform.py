@@ -121,6 +121,9 @@ def apply(
 ) -> Prepared:
     """Prepare a volume for the network.
 
+    Channels that the volume lacks become 0 after everything else: the mean, where intensities are standardised. They
+    take no part in crop and mask.
+
     Args:
         volume: (C, I, J, K) as read from its file.
         plan: What to do.
@@ -133,7 +136,7 @@ def apply(
     """
     _check(volume, plan, labels, num_classes)
     array, trail = _turned(volume, plan)
-    image = _prepare_image(array[(slice(None), *trail.crop_box)], plan, trail, device)
+    image = _prepare_image(array[(slice(None), *trail.crop_box)], volume.channels, plan, trail, device)
     prepared_labels = None if labels is None else prepare_labels(labels, trail, plan, device)
     return Prepared(image, prepared_labels, trail)
 
@@ -283,9 +286,13 @@ def _make_trail(
 
 
 def _prepare_image(
-    cropped: NDArray[np.generic], plan: PreprocessPlan, trail: Trail, device: str | torch.device
+    cropped: NDArray[np.generic],
+    channels: tuple[int, ...],
+    plan: PreprocessPlan,
+    trail: Trail,
+    device: str | torch.device,
 ) -> NDArray[np.float32]:
-    """Normalise and resample channel by channel, so that one channel at a time exists twice."""
+    """Normalise and resample channel by channel, so that one at a time exists twice; missing ones are 0."""
     needs_mask = any(rule.use_mask for rule in plan.normalization)
     mask = fill_holes(any_nonzero(cropped)) if needs_mask else None
     change = grid_change(
@@ -296,8 +303,10 @@ def _prepare_image(
         order=plan.image_order,
         separate_axis_ratio=plan.separate_axis_ratio,
     )
-    image = np.empty((len(cropped), *trail.resampled_shape), np.float32)
-    for number, (values, rule) in enumerate(zip(cropped, plan.normalization, strict=True)):
+    image = np.empty((len(plan.normalization), *trail.resampled_shape), np.float32)
+    image[[number for number in range(len(image)) if number not in channels]] = 0
+    for number, values in zip(channels, cropped, strict=True):
+        rule = plan.normalization[number]
         # Where nothing is resampled the channel is normalised in its final place.
         channel = image[number] if change.is_identity else np.empty(trail.crop_shape, np.float32)
         np.copyto(channel, values, casting="unsafe")
@@ -309,8 +318,8 @@ def _prepare_image(
 
 
 def _check(volume: Volume, plan: PreprocessPlan, labels: NDArray[np.int16] | None, num_classes: int | None) -> None:
-    if len(volume.array) != len(plan.normalization):
-        raise DatasetError(f"the image has {len(volume.array)} channels, the plan is for {len(plan.normalization)}")
+    if volume.num_channels != len(plan.normalization):
+        raise DatasetError(f"the image has {volume.num_channels} channels, the plan is for {len(plan.normalization)}")
     if labels is None:
         return
     if labels.shape != volume.geometry.shape:

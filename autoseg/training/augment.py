@@ -36,6 +36,7 @@ class Augmentation:
     Attributes:
         matrix: (dims, dims): a voxel's offset from the patch's centre to its offset in the source.
         flips: Spatial axes to reverse.
+        dropped: Channels to show the patch without.
         noise_std: Standard deviation of added Gaussian noise.
         noise_seed: Seed of the noise.
         blur: (C, dims) sigmas in voxels; all 0 leaves a channel alone.
@@ -56,6 +57,7 @@ class Augmentation:
     low_resolution: NDArray[np.float64] | None = None
     gamma_inverted: NDArray[np.float64] | None = None
     gamma: NDArray[np.float64] | None = None
+    dropped: Ints = ()
 
 
 IDENTITY = Augmentation()
@@ -94,9 +96,24 @@ def draw(plan: AugmentationPlan, dims: int, channels: int, rng: np.random.Genera
     gamma_inverted = factors(plan.gamma_inverted_probability, plan.gamma_range)
     gamma = factors(plan.gamma_probability, plan.gamma_range)
     flips = tuple(axis for axis in plan.mirror_axes if happens(0.5))
+    dropped = tuple(channel for channel, probability in enumerate(plan.channel_dropout) if happens(probability))
     return Augmentation(
-        matrix, flips, noise_std, noise_seed, blur, brightness, contrast, low_resolution, gamma_inverted, gamma
+        matrix, flips, noise_std, noise_seed, blur, brightness, contrast, low_resolution, gamma_inverted, gamma, dropped
     )
+
+
+def blank_channels(image: NDArray[np.float32], dropped: Ints) -> Ints:
+    """Channels that a patch is shown without: those that it lacks, and those that are dropped unless none would stay.
+
+    A channel that is 0 all over the patch is one that it lacks: the network could not tell the two apart.
+
+    Args:
+        image: (C, *source) as prepared.
+        dropped: See `Augmentation`.
+    """
+    lacking = [channel for channel, values in enumerate(image) if not values.any()]
+    blank = sorted({*lacking, *dropped})
+    return tuple(lacking if len(blank) == len(image) else blank)
 
 
 def _about_one(rng: np.random.Generator, limits: tuple[float, float], count: int) -> NDArray[np.float64]:

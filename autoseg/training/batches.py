@@ -17,6 +17,7 @@ from torch import Tensor
 from autoseg import runtime
 from autoseg.domain.network_plan import Ints
 from autoseg.domain.plan import AugmentationPlan, Configuration
+from autoseg.domain.sides import Sides
 from autoseg.errors import AutosegError, ConfigError
 from autoseg.io.maps import IndexMap
 from autoseg.preprocessing.previous import one_hot
@@ -40,6 +41,7 @@ class RawSample:
         labels: (*source) int16.
         previous: Of a cascade: the previous stage's label map on the patch; None where there is no such stage.
         annotated: Which classes were annotated in its case; None where all cases were annotated in full.
+        blank: Channels that are 0 when everything has been done, whatever happens to the others.
     """
 
     spec: SampleSpec
@@ -49,6 +51,7 @@ class RawSample:
     labels: NDArray[np.int16]
     previous: PreviousPatch | None = None
     annotated: tuple[bool, ...] | None = None
+    blank: Ints = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +82,7 @@ class BatchReader:
         augmentation: What may happen to them; None for validation.
         steps_per_epoch: Steps of a nominal epoch, which is part of the random keys.
         previous: Reads the label maps of a cascade's previous stage; None where there is none.
+        sides: What mirroring from left to right does to the labels; None: nothing.
     """
 
     sampler: Sampler
@@ -87,6 +91,7 @@ class BatchReader:
     augmentation: AugmentationPlan | None
     steps_per_epoch: int
     previous: PreviousReader | None = None
+    sides: Sides | None = None
 
     @classmethod
     def of(
@@ -116,13 +121,16 @@ class BatchReader:
         if (previous and previous.configuration) != part.previous_stage:
             raise ConfigError(f"the previous stage is {part.previous_stage}, got the label maps of {previous}")
         network, training = part.network, part.training
-        augmentation = training.augmentation if stage == runtime.STAGE_SAMPLE else None
+        augmentation = None
+        if stage == runtime.STAGE_SAMPLE:
+            axes = part.mirrored(training.augmentation.mirror_axes)
+            augmentation = training.augmentation.model_copy(update={"mirror_axes": axes})
         box, fraction = patch_box(network.patch_size), training.foreground_fraction
         maps = None
         if previous is not None:
-            maps = PreviousReader(previous.maps, part.num_previous_channels + 1, augmentation, seed)
+            maps = PreviousReader(previous.maps, part.num_previous_channels + 1, augmentation, seed, part.sides)
         sampler = Sampler(case_ids, box, training.batch_size, fraction, seed, stage, annotated)
-        return cls(sampler, CasePool(store), network.dims, augmentation, training.steps_per_epoch, maps)
+        return cls(sampler, CasePool(store), network.dims, augmentation, training.steps_per_epoch, maps, part.sides)
 
     def read(self, step: int) -> list[RawSample]:
         """The samples of that step.
@@ -150,6 +158,12 @@ class BatchReader:
             image, labels = read_padded(case, start, stop)
         except (OSError, ValueError) as problem:
             raise unreadable(spec.case_id, problem) from problem
+        annotated = self.sampler.annotated_in(spec.case_id)
+        if self.sides is not None and self.sides.swaps(drawn.flips):
+            # What a voxel is called does not depend on where it goes: the patch is cut and mirrored afterwards.
+            labels = self.sides.swapped(labels)
+            annotated = None if annotated is None else self.sides.swapped_classes(annotated)
+        has_dropout = self.augmentation is not None and bool(self.augmentation.channel_dropout)
         previous = None
         if self.previous is not None:
             previous = self.previous.read(spec, case, (start, stop), drawn, self.dims)
@@ -161,7 +175,8 @@ class BatchReader:
             image.reshape(image.shape[0], *image.shape[1 + skipped :]),
             labels.reshape(labels.shape[skipped:]),
             previous,
-            self.sampler.annotated_in(spec.case_id),
+            annotated,
+            augment.blank_channels(image, drawn.dropped) if has_dropout else (),
         )
 
 
@@ -188,6 +203,9 @@ def assemble(samples: Sequence[RawSample], device: torch.device) -> Batch:
         labels.append(target)
     stacked = torch.stack(images)
     augment.change_intensities(stacked, [sample.augmentation for sample in samples])
+    for number, sample in enumerate(samples):
+        if sample.blank:
+            stacked[number, list(sample.blank)] = 0
     previous = [sample.previous for sample in samples if sample.previous is not None]
     if previous:
         # After the intensities, which are none of the maps' business.

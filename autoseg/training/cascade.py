@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from autoseg import runtime
 from autoseg.domain.plan import AugmentationPlan
+from autoseg.domain.sides import Sides
 from autoseg.errors import DatasetError
 from autoseg.io.maps import IndexMap
 from autoseg.preprocessing.previous import fits_in_bytes
@@ -272,12 +273,14 @@ class PreviousReader:
         num_classes: Background included.
         augmentation: What may happen to them; None for validation.
         seed: Seed of the run.
+        sides: What mirroring from left to right does to the labels; None: nothing.
     """
 
     maps: MapSource
     num_classes: int
     augmentation: AugmentationPlan | None
     seed: int
+    sides: Sides | None = None
 
     def read(
         self,
@@ -301,6 +304,8 @@ class PreviousReader:
         """
         skipped = 3 - dims
         source = self._read_padded(spec.case_id, case, *box)
+        if self.sides is not None and self.sides.swaps(drawn.flips):
+            source = self.sides.swapped(source)
         labels = torch.from_numpy(source.reshape(source.shape[skipped:]))
         if drawn.matrix is not None:
             low = tuple(box[0][skipped:])

@@ -8,12 +8,24 @@ import pytest
 
 from autoseg.cli.app import app, fill_optional_json, main
 
-TRAINING = {"--config", "--fold", "--epochs", "--time-budget", "--device", "--precision", "--restart", "--set"}
+TRAINING = {
+    "--config",
+    "--fold",
+    "--epochs",
+    "--time-budget",
+    "--device",
+    "--precision",
+    "--restart",
+    "--seed",
+    "--set",
+}
 PLANNING = {"--out", "--preset", "--vram", "--measure", "--step-time", "--add", "--set", "--config-file"}
+
+REPAIRING = {"--repair", "--resample-labels", "--replace-nan", "--keep-orientation", "--keep-values", "--keep-empty"}
 
 FROZEN = {
     "demo": set(),
-    "check": {"--json"},
+    "check": {"--json"} | REPAIRING,
     "plan": PLANNING | {"--why", "--fingerprint", "--device", "--precision", "--json"},
     "train": TRAINING | {"--config-file"},
     "predict": {"--out", "--config", "--fold", "--tta", "--overlap", "--device", "--precision", "--dicom-seg"},

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from small_network import SMALL_NETWORK
 
 from autoseg.cli.app import main
 from autoseg.domain.dataset import Fold, Splits
@@ -25,13 +26,8 @@ SHAPE = (20, 18, 22)
 IGNORE = 255
 NUM_CASES = 6
 SMALL = {
+    **SMALL_NETWORK,
     "network.features_per_stage": [6, 8],
-    "network.strides": [[1, 1, 1], [2, 2, 2]],
-    "network.kernel_sizes": [[3, 3, 3]] * 2,
-    "network.blocks_per_stage_encoder": [1, 1],
-    "network.blocks_per_stage_decoder": [1],
-    "network.patch_size": [16, 16, 16],
-    "training.batch_size": 2,
     "training.steps_per_epoch": 20,
     "training.validation_steps_per_epoch": 2,
     "training.momentum": 0.9,

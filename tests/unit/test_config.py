@@ -6,6 +6,7 @@ import pytest
 
 from autoseg.config import Settings, load_settings, parse_assignments, parse_duration_s, parse_memory_gb
 from autoseg.errors import ConfigError
+from autoseg.pipeline.settings import resolve_settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -75,3 +76,10 @@ def test_memory(text: str, gigabytes: float) -> None:
 def test_what_is_no_memory_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_memory_gb(text)
+
+
+def test_a_seed_of_the_command_line_goes_before_that_of_the_settings(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("train:\n  seed: 5\n")
+    assert resolve_settings(file).train.seed == 5
+    assert resolve_settings(file, seed=0).train.seed == 0

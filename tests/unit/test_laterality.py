@@ -17,6 +17,19 @@ from autoseg.domain.laterality import left_right_pairs
         (("Anterior", "Posterior"), ()),
         (("left ventricle", "myocardium"), ()),
         (("upper lobe left", "lower lobe right"), ()),
+        (("Left-Hippocampus", "Right-Hippocampus"), (("Left-Hippocampus", "Right-Hippocampus"),)),
+        (("ctx-rh-insula", "ctx-lh-insula"), (("ctx-lh-insula", "ctx-rh-insula"),)),
+        (("lh.hippocampus", "rh.hippocampus"), (("lh.hippocampus", "rh.hippocampus"),)),
+        (("L_Hippocampus", "R_Hippocampus"), (("L_Hippocampus", "R_Hippocampus"),)),
+        (("KidneyR", "KidneyL"), (("KidneyL", "KidneyR"),)),
+        (("hippocampus (left)", "hippocampus (right)"), (("hippocampus (left)", "hippocampus (right)"),)),
+        (("rib_left_1", "rib_left_2", "rib_right_2"), (("rib_left_2", "rib_right_2"),)),
+        (("L", "R"), (("L", "R"),)),
+        (("L1", "R1", "vertebra_L2", "vertebra_R2"), ()),
+        (("L4_L5", "R4_R5"), ()),
+        (("Leber", "Reber"), ()),
+        (("left lung", "Left Lung", "right lung"), ()),
+        (("left é", "right è"), ()),
     ],
 )
 def test_pairs_differ_in_the_side_alone(names: tuple[str, ...], pairs: tuple[tuple[str, str], ...]) -> None:
@@ -38,8 +51,9 @@ def test_left_stays_left_where_classes_come_in_pairs(
     for preset, expected in (("default", (mirrored_3d, mirrored_2d)), ("nnunet", ((0, 1, 2), (0, 1)))):
         plan = plan_of(fingerprint, preset, labels=SIDED)
         for name, axes in zip(("3d_fullres", "2d"), expected, strict=True):
-            assert plan.configurations[name].training.augmentation.mirror_axes == axes
-            assert plan.configurations[name].inference.mirror_axes == axes
+            part = plan.configurations[name]
+            assert part.mirrored(part.training.augmentation.mirror_axes) == axes
+            assert part.mirrored(part.inference.mirror_axes) == axes
 
 
 def test_without_pairs_every_axis_is_mirrored() -> None:
