@@ -171,10 +171,10 @@ def grid_mismatch(geometry: Geometry, expected: Geometry) -> str:
     """
     if geometry.shape != expected.shape:
         return f"shape {_by(geometry.shape)} against {_by(expected.shape)}"
-    if geometry.is_2d or expected.is_2d or "nothing" in (geometry.stated, expected.stated):
+    grids = as_far_as_stated(geometry, expected)
+    if grids is None:
         return ""
-    if "spacing" in (geometry.stated, expected.stated):
-        geometry, expected = _without_place(geometry), _without_place(expected)
+    geometry, expected = grids
     shift = grid_shift_mm(geometry, expected)
     smallest = min(*geometry.spacing_mm, *expected.spacing_mm)
     if shift <= GRID_TOLERANCE_FRACTION * smallest:
@@ -185,6 +185,14 @@ def grid_mismatch(geometry: Geometry, expected: Geometry) -> str:
     if orientation_code(geometry.affine) != orientation_code(expected.affine):
         parts.append(f"axes {orientation_code(geometry.affine)} against {orientation_code(expected.affine)}")
     return "; ".join(parts)
+
+
+def as_far_as_stated(first: Geometry, second: Geometry) -> tuple[Geometry, Geometry] | None:
+    """Two grids without what only one of their files states: place and direction, or all but the shape (then None)."""
+    stated = (first.stated, second.stated)
+    if first.is_2d or second.is_2d or "nothing" in stated:
+        return None
+    return (_without_place(first), _without_place(second)) if "spacing" in stated else (first, second)
 
 
 def _without_place(geometry: Geometry) -> Geometry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,11 +17,13 @@ from autoseg.domain.endings import (
     split_ending,
     written_ending,
 )
-from autoseg.domain.geometry import Volume
+from autoseg.domain.geometry import Geometry, Volume
 from autoseg.errors import AutosegError, ConfigError, DatasetError
 from autoseg.inference.dicom_inputs import name_files, name_series
 from autoseg.io.dicom import is_dicom
 from autoseg.io.images import read_header
+
+log = logging.getLogger("autoseg")
 
 PICTURE_OUTPUT_ENDING = ".png"
 """Label maps of pictures: lossless, whatever the picture's format. Source: design, section 3."""
@@ -124,6 +127,17 @@ def require_channels(volume: Volume, channels: Sequence[Channel]) -> None:
             f"the channel {names} is missing, and the model has not learned to do without it",
             hint="A model learns that from training cases that lack the channel, or where the data set declares "
             'it with "may_be_missing": true.',
+        )
+
+
+def warn_of_cubes(case: Case, geometry: Geometry) -> None:
+    """Tell of an image that does not state its voxel size: the model takes its voxels for cubes of 1 mm."""
+    if geometry.stated == "nothing":
+        log.warning(
+            "case %s: the TIFF stack does not state its voxel size and is read with 1 mm; if that is wrong, write it "
+            'into a file %s.json beside it: {"spacing": [between pages, rows, columns]} in millimetres',
+            case.id,
+            case.id,
         )
 
 

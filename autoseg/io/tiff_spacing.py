@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import tifffile
 
-from autoseg.domain.endings import split_ending
+from autoseg.domain.endings import TIFF_ENDINGS, split_ending
 from autoseg.errors import DatasetError
 
 Spacing = tuple[float, float, float]
@@ -50,16 +50,22 @@ _FORBIDDEN_XML = ("<!DOCTYPE", "<!ENTITY")
 _CHANNEL_NUMBER = re.compile(r"_\d{4}$")
 
 
-def _stating_sidecar(path: Path) -> Path | None:
-    """The JSON file beside a TIFF stack that states its spacing, if there is one.
+def stating_sidecars(path: Path) -> list[Path]:
+    """The JSON files beside a TIFF file that state its spacing; none beside files of other formats.
 
-    It is called as the stack, or as its case (CASE_0000.tif belongs to CASE.json); JSON files that state no spacing
+    They are called as the file, or as its case (CASE_0000.tif belongs to CASE.json); JSON files that state no spacing
     are others' business.
 
     Raises:
-        DatasetError: It states a spacing that is none.
+        DatasetError: One states a spacing that is none.
     """
-    return next((file for file in sidecars(path) if _sidecar_spacing(file) is not None), None)
+    is_tiff = split_ending(path)[1].lower() in TIFF_ENDINGS
+    return [file for file in sidecars(path) if _sidecar_spacing(file) is not None] if is_tiff else []
+
+
+def case_name(path: Path) -> str:
+    """The name of a file without ending and channel number, as which its case's file is called."""
+    return _CHANNEL_NUMBER.sub("", split_ending(path)[0])
 
 
 def stated_spacing(path: Path, file: tifffile.TiffFile) -> Spacing | None:
@@ -70,8 +76,7 @@ def stated_spacing(path: Path, file: tifffile.TiffFile) -> Spacing | None:
     Raises:
         DatasetError: The file beside it states a spacing that is none.
     """
-    beside = _stating_sidecar(path)
-    if beside is not None:
+    for beside in stating_sidecars(path):
         return _sidecar_spacing(beside)
     if file.is_ome:
         return _ome_spacing(str(file.ome_metadata))
@@ -90,8 +95,7 @@ def refuse_entities(path: Path, xml: str) -> None:
 
 def sidecars(path: Path) -> list[Path]:
     """The JSON files beside a TIFF stack that may state its spacing, as far as they exist."""
-    stem = split_ending(path)[0]
-    names = dict.fromkeys((stem, _CHANNEL_NUMBER.sub("", stem)))
+    names = dict.fromkeys((split_ending(path)[0], case_name(path)))
     return [file for name in names if (file := path.with_name(f"{name}.json")).is_file()]
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import json
 import struct
 from pathlib import Path
 
@@ -13,12 +14,16 @@ from PIL import Image
 from scipy.io import netcdf_file
 
 from autoseg.checking.contents import check_case
+from autoseg.checking.repair import repair_dataset
+from autoseg.checking.repairs import RepairSettings
 from autoseg.domain.dataset import Case, Channel, Dataset, LabelClass, LabelSchema
 from autoseg.domain.geometry import Geometry
+from autoseg.domain.layouts import load_dataset
 from autoseg.errors import DatasetError, GeometryError
-from autoseg.inference.inputs import find_cases, output_ending
+from autoseg.inference.inputs import find_cases, output_ending, warn_of_cubes
 from autoseg.io.images import read_header, read_image, read_labels, write_image, write_labels
 from autoseg.io.store import Source
+from autoseg.runtime import NoProgress
 
 SHEARED = np.array([[0.5, 0.1, -0.3, 10.0], [-0.1, 0.8, 0.2, -20.0], [0.1, -0.2, 2.9, 30.0], [0, 0, 0, 1]])
 SHAPE = (3, 4, 5)
@@ -476,3 +481,43 @@ def test_lengths_of_nifti_extensions_allocate_nothing(tmp_path: Path) -> None:
     extension = b"\1\0\0\0" + struct.pack("<ii", 0x7FFFFFF0, 6) + bytes(8)
     path.write_bytes(content[:108] + offset + content[112:348] + extension + content[352:])
     np.testing.assert_array_equal(read_image(path).array[0], numbered(SHAPE))
+
+
+# --- Repaired copies ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".hdr", ".tif", ".mgz"])
+def test_repaired_copies_keep_grid_and_voxels(tmp_path: Path, ending: str) -> None:
+    """A linked pair came without its voxels, and a linked stack without the spacing beside it."""
+    root, out = tmp_path / "set", tmp_path / "fixed"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    labels = (numbered(SHAPE) % 2).astype(np.uint8)
+    for file, voxels in ((root / f"imagesTr/a_0000{ending}", numbered(SHAPE)), (root / f"labelsTr/a{ending}", labels)):
+        if ending == ".hdr":
+            nib.Nifti1Pair(voxels, SHEARED).to_filename(file)
+        elif ending == ".mgz":
+            write_image(file, voxels, Geometry(SHAPE, SHEARED))
+        else:
+            save_imagej(file, pixels=voxels.T)
+    (root / "imagesTr/a.json").write_text('{"spacing": [7.6, 0.5, 0.25]}')
+    description = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "file_ending": ending}
+    (root / "dataset.json").write_text(json.dumps(description))
+    repair_dataset(root, out, RepairSettings(), workers=1, progress=NoProgress())
+    (before,), (after,) = load_dataset(root).cases, load_dataset(out).cases
+    first, second = read_image(before.images[0]), read_image(after.images[0])
+    assert before.labels is not None
+    assert after.labels is not None
+    np.testing.assert_array_equal(first.array, second.array)
+    np.testing.assert_allclose(first.geometry.affine, second.geometry.affine, atol=1e-6)
+    np.testing.assert_array_equal(read_labels(after.labels, second.geometry)[0], labels)
+    if ending == ".tif":
+        assert second.geometry.spacing_mm == (0.25, 0.5, 7.6)
+
+
+def test_prediction_tells_of_stacks_read_as_cubes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_imagej(tmp_path / "x.tif")
+    (case,) = find_cases([tmp_path], 1)
+    with caplog.at_level("WARNING", logger="autoseg"):
+        warn_of_cubes(case, read_header(case.images[0]).geometry)
+    assert "case x: the TIFF stack does not state its voxel size" in caplog.text
