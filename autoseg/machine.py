@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -99,8 +101,15 @@ def device_memory_bytes(device: torch.device) -> tuple[int, int] | None:
 
         free, total = torch.cuda.mem_get_info(device)
         return int(free), int(total)
-    if device.type != "cpu":
-        return None
+    return host_memory_bytes() if device.type == "cpu" else None
+
+
+def host_memory_bytes() -> tuple[int, int] | None:
+    """What programs may still take of the computer's memory, and all of it, a container's limit respected.
+
+    Returns:
+        None where the system does not tell.
+    """
     available, whole = _line_kib(_MEMINFO_FILE, "MemAvailable:"), _line_kib(_MEMINFO_FILE, "MemTotal:")
     if available is None or whole is None:
         return None
@@ -120,6 +129,35 @@ def _number_in(file: str) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdigit() else None
+
+
+class MemoryGate:
+    """Lets so much work in at a time as there is memory for; what needs more than there is comes in alone.
+
+    Args:
+        num_bytes: What all work inside may take together; None where it is not known: then everything comes in.
+    """
+
+    def __init__(self, num_bytes: int | None) -> None:
+        self._limit = num_bytes
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def room(self, num_bytes: int) -> Iterator[None]:
+        """Wait until there is room, and hold it inside the `with` block."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._fits(num_bytes))
+            self._taken += num_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= num_bytes
+                self._changed.notify_all()
+
+    def _fits(self, num_bytes: int) -> bool:
+        return self._limit is None or self._taken == 0 or self._taken + num_bytes <= self._limit
 
 
 def limit_memory(num_bytes: int) -> None:

@@ -26,14 +26,20 @@ for module in (demo, check, plan, train, predict, evaluate, report, run, info):
     module.register(app)
 
 
-def fill_optional_json(arguments: Sequence[str]) -> list[str]:
-    """Give a bare `--json` the value `-` (stdout); it takes the next word as its file only if that ends in .json."""
+_OPTIONAL_FILES = {"--json": (".json", "-"), "--html": (".html", "autoseg-check.html")}
+"""Options whose file may be left out: the ending by which the next word is known as their file, and what stands for it
+otherwise ("-" is stdout)."""
+
+
+def fill_optional_files(arguments: Sequence[str]) -> list[str]:
+    """Give a bare `--json` or `--html` its file; they take the next word only if it has the right ending."""
     out = []
     for index, word in enumerate(arguments):
         out.append(word)
         following = arguments[index + 1] if index + 1 < len(arguments) else ""
-        if word == "--json" and (not following.endswith(".json") or following.startswith("-")):
-            out.append("-")
+        ending, otherwise = _OPTIONAL_FILES.get(word, ("", ""))
+        if ending and (not following.endswith(ending) or following.startswith("-")):
+            out.append(otherwise)
     return out
 
 
@@ -48,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Anything else that is raised is a bug and leaves with its traceback and 1.
     """
     configure_logging()
-    words = fill_optional_json(sys.argv[1:] if arguments is None else arguments)
+    words = fill_optional_files(sys.argv[1:] if arguments is None else arguments)
     try:
         app(args=words, prog_name="autoseg")
     except AutosegError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from autoseg.cli import options, repairing
@@ -21,6 +23,7 @@ def check(
     keep_values: repairing.KeepValues = False,
     keep_empty: repairing.KeepEmpty = False,
     json: options.Json = None,
+    html: options.Html = None,
 ) -> None:
     """List everything that is wrong with a data set, at once; exit 3 if anything stops training."""
     from autoseg.checking.repairs import RepairSettings
@@ -37,12 +40,15 @@ def check(
         keep_empty=keep_empty,
     )
     dataset = repairing.repair(dataset, repair, allowed, is_quiet=json == "-")
-    report = planning.check(dataset, progress=TerminalProgress())
+    page = None if html is None else Path(html)
+    report = planning.check(dataset, page=page, progress=TerminalProgress())
     if json is not None:
         emit_json(report.model_dump(mode="json"), json)
     if json != "-":
         if report.findings:
             stdout.print(findings_table(report))
         stdout.print(report.headline(), markup=False, soft_wrap=True)
+        if page is not None:
+            stdout.print(f"Page: {page}", markup=False, soft_wrap=True)
     if report.stops_training:
         raise typer.Exit(DatasetError.exit_code)

@@ -21,6 +21,15 @@ Json = Annotated[
     str | None,
     typer.Option("--json", metavar="[FILE]", help="Print the result as JSON, or write it to FILE (ends in .json)."),
 ]
+Html = Annotated[
+    str | None,
+    typer.Option(
+        "--html",
+        metavar="[FILE]",
+        help="Also write a page with the findings and a picture of every case: FILE (ends in .html), or "
+        "autoseg-check.html here.",
+    ),
+]
 Config = Annotated[
     str | None,
     typer.Option("--config", help="A configuration of the plan, e.g. 2d. Default: 3d_fullres where planned, else 2d."),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autoseg.checking.findings import CheckReport
+from autoseg.checking.findings import CheckReport, Finding
+from autoseg.checking.wording import listed
 from autoseg.domain.network_plan import NetworkPlan
 from autoseg.domain.plan import Plan
 from autoseg.evaluation.crossval import Evaluation, table
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from autoseg.pipeline.forecast import ConfigurationForecast, Forecast
 
 _SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+_MOST_ERRORS, _MOST_OTHERS = 10, 3
+"""Findings of one kind that are told one by one: errors have to be put right, the others are examples."""
 
 
 _INDENT = (0, 0, 0, 2)
@@ -180,17 +185,34 @@ def decision_lines(plan: Plan) -> Iterator[Text | Padding]:
 
 
 def findings_table(report: CheckReport) -> Table:
-    """One row a finding, the worst first."""
-    table = Table(title="Findings")
-    for title in ("severity", "case", "file", "what"):
+    """One row a kind of finding, the worst first: the first findings of it, what they cost, what to do."""
+    table = Table(title="Findings", show_lines=True)
+    for title in ("severity", "what"):
         table.add_column(title, overflow="fold")
-    order = list(_SEVERITY_STYLE)
-    for item in sorted(report.findings, key=lambda found: (order.index(found.severity), found.case, found.file)):
-        what = Text(item.message)
-        if item.hint:
-            what.append(f"\n{item.hint}", style="dim")
-        table.add_row(Text(item.severity, style=_SEVERITY_STYLE[item.severity]), Text(item.case), Text(item.file), what)
+    for kind in report.kinds:
+        own = [item for item in report.findings if (item.severity, item.code) == (kind.severity, kind.code)]
+        most = _MOST_ERRORS if kind.severity == "error" else _MOST_OTHERS
+        what = Text.assemble((kind.title, "bold"), (f" ({kind.code})", "not bold dim"))
+        for item in own[:most]:
+            what.append(f"\n{_told(item)}", style="not bold")
+            if item.hint and not kind.hint:
+                what.append(f"\n{item.hint}", style="not bold dim")
+        if len(own) > most:
+            what.append(f"\nand {len(own) - most} more; --json or --html lists all", style="not bold")
+        if kind.cost:
+            what.append(f"\nCosts: {kind.cost}.", style="not bold")
+        if kind.hint:
+            what.append(f"\n{kind.hint}", style="not bold dim")
+        table.add_row(Text(kind.severity, style=_SEVERITY_STYLE[kind.severity]), what)
     return table
+
+
+def _told(item: Finding) -> str:
+    """A finding with its case and file; of several cases the first."""
+    parts = Path(item.file).parts[-2:] if item.file else ()
+    where = ", ".join(part for part in (item.case, "/".join(parts)) if part)
+    cases = f" ({listed(item.cases)})" if item.cases and item.cases[0] not in item.message else ""
+    return f"{where}: {item.message}" if where else f"{item.message}{cases}"
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:

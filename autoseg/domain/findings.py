@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,9 @@ class Finding(Value):
         code: A short, stable name of the kind, such as "missing-label".
         message: What is wrong, got against expected.
         hint: What to do about it; "" when the message says it.
+        cost: What it costs, in words: cases lost, a class not learnt, scores too good; "" when nothing.
+        cases: Ids of the cases concerned, where it is about several.
+        voxels: Voxels concerned, where they were counted.
     """
 
     severity: Severity
@@ -29,6 +33,14 @@ class Finding(Value):
     code: str
     message: str
     hint: str = ""
+    cost: str = ""
+    cases: tuple[str, ...] = ()
+    voxels: int | None = None
+
+    @property
+    def all_cases(self) -> tuple[str, ...]:
+        """The cases concerned, whether it is one or several."""
+        return self.cases or ((self.case,) if self.case else ())
 
     def __str__(self) -> str:
         where = ", ".join(part for part in (f"case {self.case}" if self.case else "", self.file) if part)
@@ -50,6 +62,21 @@ class Findings:
         file: str | Path = "",
         hint: str = "",
         severity: Severity = "error",
+        cost: str = "",
+        cases: Sequence[str] = (),
+        voxels: int | None = None,
     ) -> None:
         """Add one finding."""
-        self.items.append(Finding(severity=severity, case=case, file=str(file), code=code, message=message, hint=hint))
+        self.items.append(
+            Finding(
+                severity=severity,
+                case=case,
+                file=str(file),
+                code=code,
+                message=message,
+                hint=hint,
+                cost=cost,
+                cases=tuple(cases),
+                voxels=voxels,
+            )
+        )

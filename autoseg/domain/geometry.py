@@ -16,6 +16,9 @@ OBLIQUE_WARNING_DEGREES = 40.0
 
 _DEGENERATE_FRACTION = 1e-6
 
+_TOLD_DEGREES = 0.05
+"""Smaller angles are not worth words: over 500 voxels they move the last one by less than half a voxel."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Geometry:
@@ -163,15 +166,27 @@ def grid_shift_mm(first: Geometry, second: Geometry) -> float:
     return float(np.linalg.norm(((first.affine - second.affine) @ corners)[:3], axis=0).max())
 
 
+def degrees_between(first: Geometry, second: Geometry) -> float:
+    """By how many degrees one grid's axes are turned against the other's, orders and directions of axes aside."""
+    frames = []
+    for geometry in (first, second):
+        orientation = closest_orientation(geometry.affine)
+        signs = [-1.0 if flip else 1.0 for flip in orientation.flips]
+        frames.append(_rotation_part(geometry.affine)[:, orientation.axes] * signs)
+    cosine = (float(np.trace(frames[0].T @ frames[1])) - 1) / 2
+    return float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
+
+
 def grid_mismatch(geometry: Geometry, expected: Geometry) -> str:
     """Say in words how a grid differs from the expected one; "" when they are one grid.
 
     Pictures have no place in the world, so only their shape is compared; of TIFF stacks the spacing too, where both
     files state it.
     """
-    if geometry.shape != expected.shape:
-        return f"shape {_by(geometry.shape)} against {_by(expected.shape)}"
     grids = as_far_as_stated(geometry, expected)
+    if geometry.shape != expected.shape:
+        shapes = f"shape {_by(geometry.shape)} against {_by(expected.shape)}"
+        return "; ".join([shapes, *([] if grids is None else _other_differences(*grids))])
     if grids is None:
         return ""
     geometry, expected = grids
@@ -180,11 +195,20 @@ def grid_mismatch(geometry: Geometry, expected: Geometry) -> str:
     if shift <= GRID_TOLERANCE_FRACTION * smallest:
         return ""
     parts = [f"the grids lie up to {shift:.4g} mm apart ({shift / smallest:.2g} of the smallest voxel edge)"]
+    return "; ".join([*parts, *_other_differences(geometry, expected)])
+
+
+def _other_differences(geometry: Geometry, expected: Geometry) -> list[str]:
+    """Differences in spacing, order and angle of the axes, in words."""
+    parts = []
     if not np.allclose(geometry.spacing_mm, expected.spacing_mm, rtol=1e-3):
         parts.append(f"spacing {_by(geometry.spacing_mm)} mm against {_by(expected.spacing_mm)} mm")
     if orientation_code(geometry.affine) != orientation_code(expected.affine):
         parts.append(f"axes {orientation_code(geometry.affine)} against {orientation_code(expected.affine)}")
-    return "; ".join(parts)
+    degrees = degrees_between(geometry, expected)
+    if degrees > _TOLD_DEGREES:
+        parts.append(f"turned by {degrees:.2g} degrees")
+    return parts
 
 
 def as_far_as_stated(first: Geometry, second: Geometry) -> tuple[Geometry, Geometry] | None:

@@ -47,6 +47,7 @@ __all__ = [
     "read_image",
     "read_labels",
     "split_ending",
+    "whole_numbers",
     "write_image",
     "write_labels",
 ]
@@ -166,7 +167,7 @@ def read_labels(path: str | Path, reference: Geometry | None = None) -> tuple[ND
         if mismatch:
             raise GeometryError(f"{path}: the label map does not lie on its image's grid: {mismatch}", hint=_GRID_HINT)
     labels = _select_channels(path, array, header, 1)[0]
-    return (labels if labels.dtype.kind in "iu" else _disguised_integers(path, labels)), header.geometry
+    return whole_numbers(path, labels), header.geometry
 
 
 def write_labels(path: str | Path, labels: NDArray[np.integer[Any]], geometry: Geometry) -> None:
@@ -270,7 +271,18 @@ def _components_in_words(array: NDArray[Any], header: ImageHeader) -> str:
     return f"{count} (a 4D file, or {count} numbers a voxel; shape {'×'.join(map(str, array.shape[1:]))} and {count})"
 
 
-def _disguised_integers(path: Path, labels: NDArray[Any]) -> NDArray[np.int32]:
+def whole_numbers(path: str | Path, labels: NDArray[Any]) -> NDArray[np.integer[Any]]:
+    """Label values as integers: as they are, or floats that are integers in disguise as int32.
+
+    Args:
+        path: For messages.
+        labels: Any shape, integer or float.
+
+    Raises:
+        DatasetError: Values are not finite, not whole (further than `LABEL_ROUNDING_TOLERANCE`), or too large.
+    """
+    if labels.dtype.kind in "iu":
+        return labels
     limit = np.iinfo(np.int32).max
     if not np.isfinite(labels).all():
         raise DatasetError(

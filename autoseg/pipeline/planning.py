@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.checking.doctor import check_dataset
+from autoseg.checking.doctor import examine_dataset
 from autoseg.checking.findings import CheckReport
 from autoseg.config import PlanSettings, Settings
 from autoseg.domain.dataset import Case, Dataset, Splits
@@ -31,6 +31,7 @@ from autoseg.planning.overrides import apply_overrides
 from autoseg.planning.planner import make_plan
 from autoseg.planning.presets import PlannerRules, preset_rules
 from autoseg.preprocessing.measure import measure_case, merge
+from autoseg.report.check_page import write_check_page
 from autoseg.runtime import Progress, num_cpus
 
 log = logging.getLogger("autoseg")
@@ -39,9 +40,21 @@ MIN_PATIENTS = 2
 """Fewer cannot be split into cases to learn from and cases to hold out."""
 
 
-def check(dataset_path: Path, *, progress: Progress = SILENT) -> CheckReport:
-    """Everything that is wrong with a data set."""
-    return check_dataset(dataset_path, workers=num_cpus(), progress=progress)
+def check(dataset_path: Path, *, page: Path | None = None, progress: Progress = SILENT) -> CheckReport:
+    """Everything that is wrong with a data set.
+
+    Args:
+        dataset_path: A folder, its dataset.json, or a manifest.
+        page: Where to write an HTML page with pictures; None writes none.
+        progress: Where to tell how far it is.
+
+    Raises:
+        OSError: The page cannot be written.
+    """
+    found = examine_dataset(dataset_path, workers=num_cpus(), progress=progress, with_pictures=page is not None)
+    if page is not None:
+        write_check_page(page, found)
+    return found.report
 
 
 def measure(dataset: Dataset, *, progress: Progress = SILENT) -> Fingerprint:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from autoseg.errors import AutosegError
@@ -18,6 +17,7 @@ from autoseg.io.files import write_text
 from autoseg.io.run_folder import RunFolder
 from autoseg.report.collect import SUMMARY_FILE, CaseRow, RunResults, cases_csv, collect
 from autoseg.report.overlays import View, views
+from autoseg.report.templating import environment_of_pages, trusted_part
 
 NUM_WORST = 6
 """Cases shown in pictures from the bottom of the list; the median and the best one are shown too."""
@@ -71,17 +71,10 @@ def write_report(run: RunFolder) -> Path:
 
 def render(results: RunResults) -> str:
     """The page: one self-contained document that asks the network for nothing."""
-    environment = Environment(
-        loader=PackageLoader("autoseg.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = environment_of_pages()
     environment.filters |= {"number": _number, "minutes": _minutes, "gigabytes": _gigabytes, "times": _times}
     rows = worst_first(results.cases)
     vendor = resources.files("autoseg.report") / "vendor"
-    own = resources.files("autoseg.report") / "templates"
     names = results.plan.labels.names
     return environment.get_template("page.html.j2").render(
         summary=results.summary,
@@ -97,8 +90,8 @@ def render(results: RunResults) -> str:
         chart_data=_chart_data(results, rows),
         tolerance=_tolerance_in_words(results.summary.tolerance_mm),
         # Our own files and the vendored libraries are trusted; everything else is escaped.
-        style=Markup((own / "page.css").read_text("utf-8")),
-        script=Markup((own / "page.js").read_text("utf-8")),
+        style=trusted_part("page.css"),
+        script=trusted_part("page.js"),
         libraries=[Markup((vendor / name).read_text("utf-8")) for name in _PARTS.values()],
     )
 

@@ -30,7 +30,7 @@ def test_a_repaired_copy_is_checked_and_planned(folder: Path, capsys: pytest.Cap
     out = folder.parent / "fixed"
     assert main(["check", str(folder), "--repair", str(out)]) == 0
     said = capsys.readouterr().out
-    for words in ("5 cases: 0 files unchanged", "10 files repaired", "nothing wrong was found", "LPS", "repairs.md"):
+    for words in ("5 cases: 0 files unchanged", "10 files repaired", "Nothing stops training", "LPS", "repairs.md"):
         assert words in said.replace("\n", " ")
     assert main(["plan", str(out), "--out", str(folder.parent / "run")]) == 0
     plan = json.loads((folder.parent / "run/plan.json").read_text())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.cli.app import app, fill_optional_json, main
+from autoseg.cli.app import app, fill_optional_files, main
 
 TRAINING = {
     "--config",
@@ -25,7 +25,7 @@ REPAIRING = {"--repair", "--resample-labels", "--replace-nan", "--keep-orientati
 
 FROZEN = {
     "demo": set(),
-    "check": {"--json"} | REPAIRING,
+    "check": {"--json", "--html"} | REPAIRING,
     "plan": PLANNING | {"--why", "--fingerprint", "--device", "--precision", "--json"},
     "train": TRAINING | {"--config-file"},
     "predict": {"--out", "--config", "--fold", "--tta", "--overlap", "--device", "--precision", "--dicom-seg"},
@@ -67,12 +67,15 @@ def test_help_starts_without_torch(words: list[str]) -> None:
     [
         (["check", "D", "--json"], ["check", "D", "--json", "-"]),
         (["check", "--json", "D"], ["check", "--json", "-", "D"]),
+        (["check", "--html", "D"], ["check", "--html", "autoseg-check.html", "D"]),
+        (["check", "D", "--html", "x.html"], ["check", "D", "--html", "x.html"]),
+        (["check", "D", "--html", "--json"], ["check", "D", "--html", "autoseg-check.html", "--json", "-"]),
         (["check", "D", "--json", "x.json"], ["check", "D", "--json", "x.json"]),
         (["plan", "D", "--json", "--out", "R"], ["plan", "D", "--json", "-", "--out", "R"]),
     ],
 )
 def test_json_takes_a_file_only_when_it_ends_in_json(words: list[str], filled: list[str]) -> None:
-    assert fill_optional_json(words) == filled
+    assert fill_optional_files(words) == filled
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from synthetic_run import AFFINE, BAD_CASE, SCHEMA, SHAPE, make_run
 
 from autoseg.domain.geometry import Geometry
 from autoseg.errors import ConfigError
+from autoseg.io.drawing import PLANES, cut_slice, outline, to_canonical
 from autoseg.io.run_folder import RunFolder
 from autoseg.report.collect import ReportSummary, collect
-from autoseg.report.overlays import PLANES, _canonical, _cut, _outline, views
+from autoseg.report.overlays import views
 from autoseg.report.page import worst_first, write_report
 
 
@@ -139,10 +140,10 @@ def test_pictures_hang_as_in_radiology() -> None:
     marker[-1, 0, -1] = 1  # the file's axes run to the left, back and top: low x is right, so take the far end
     marker = marker[::-1]
     geometry = Geometry(SHAPE, AFFINE)
-    canonical = _canonical(marker, geometry)
+    canonical = to_canonical(marker, geometry)
     assert canonical[-1, -1, -1] == 1
     for plane in PLANES:
-        cut = _cut(canonical, plane, -1, 1)
+        cut = cut_slice(canonical, plane, -1, 1)
         assert np.argwhere(cut).tolist() == [[0, 0]]
 
 
@@ -154,7 +155,7 @@ def test_the_slice_with_most_errors_is_shown(run: RunFolder) -> None:
     assert [view.plane for view in found] == ["axial", "coronal", "sagittal"]
     geometry = Geometry(SHAPE, AFFINE)
     maps = [
-        _canonical(np.asarray(nib.load(path).dataobj), geometry)
+        to_canonical(np.asarray(nib.load(path).dataobj), geometry)
         for path in (row.prediction, dataset.case(row.metrics.case).labels)
     ]
     wrong = (maps[0] != maps[1]).sum(axis=(0, 1))
@@ -175,9 +176,9 @@ def test_an_outline_runs_around_its_pixels() -> None:
     """In half pixels: the middles of the four edges of a pixel; long straight edges are one step."""
     mask = np.zeros((4, 5), np.bool_)
     mask[1, 2] = True
-    assert set(corners_of(_outline(mask))) == {(4, 3), (6, 3), (5, 2), (5, 4)}
+    assert set(corners_of(outline(mask))) == {(4, 3), (6, 3), (5, 2), (5, 4)}
     bar = np.zeros((3, 40), np.bool_)
     bar[1, 5:35] = True
-    assert set(corners_of(_outline(bar))) >= {(10, 3), (11, 2), (69, 2), (70, 3), (69, 4), (11, 4)}
-    assert len(corners_of(_outline(bar))) <= 7
-    assert _outline(np.zeros((3, 3), np.bool_)) == ""
+    assert set(corners_of(outline(bar))) >= {(10, 3), (11, 2), (69, 2), (70, 3), (69, 4), (11, 4)}
+    assert len(corners_of(outline(bar))) <= 7
+    assert outline(np.zeros((3, 3), np.bool_)) == ""

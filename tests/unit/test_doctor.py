@@ -12,7 +12,7 @@ from autoseg.domain.geometry import Geometry
 from autoseg.io.images import write_image
 from autoseg.runtime import NoProgress
 
-SHAPE = (6, 5, 4)
+SHAPE = (14, 12, 8)
 GRID = Geometry(SHAPE, np.diag([1.0, 1, 2, 1]))
 
 
@@ -34,10 +34,11 @@ def image_of(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=SHAPE)
 
 
-def labels_of(*values: int) -> np.ndarray:
+def labels_of(*values: int, place: int = 0) -> np.ndarray:
+    """A block of 80 voxels for each value; `place`, 0 to 6, sets the label maps of cases apart."""
     labels = np.zeros(SHAPE, np.int16)
     for index, value in enumerate(values):
-        labels[index, 1:3, 1:3] = value
+        labels[1 + 4 * index : 5 + 4 * index, place : place + 5, 1:5] = value
     return labels
 
 
@@ -45,7 +46,7 @@ def labels_of(*values: int) -> np.ndarray:
 def folder(tmp_path: Path) -> Path:
     for number in range(6):
         write_image(tmp_path / f"imagesTr/c{number}_0000.nii.gz", image_of(number), GRID)
-        write_image(tmp_path / f"labelsTr/c{number}.nii.gz", labels_of(1, 2), GRID)
+        write_image(tmp_path / f"labelsTr/c{number}.nii.gz", labels_of(1, 2, place=number), GRID)
     (tmp_path / "dataset.json").write_text(
         json.dumps({"name": "toy", "channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1, "b": 2}})
     )
@@ -68,7 +69,7 @@ def test_every_defect_is_found_at_once(folder: Path, workers: int) -> None:
     nan[0, 0, :2] = np.nan, np.inf
     write_image(folder / "imagesTr/c0_0000.nii.gz", nan, GRID)
     write_image(folder / "labelsTr/c1.nii.gz", labels_of(1, 7, 9), GRID)
-    write_image(folder / "labelsTr/c2.nii.gz", labels_of(1)[:, :, :3], Geometry((6, 5, 3), GRID.affine))
+    write_image(folder / "labelsTr/c2.nii.gz", labels_of(1)[:, :, :7], Geometry((14, 12, 7), GRID.affine))
     write_image(folder / "labelsTr/c3.nii.gz", labels_of(1) * 0.5, GRID)
     (folder / "imagesTr/c4_0000.nii.gz").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     (folder / "labelsTr/c5.nii.gz").unlink()
@@ -81,22 +82,23 @@ def test_every_defect_is_found_at_once(folder: Path, workers: int) -> None:
         ("error", "c0", "not-finite"),
         ("error", "c1", "undeclared-labels"),
         ("error", "c2", "label-grid"),
-        ("error", "c3", "unreadable-labels"),
+        ("error", "c3", "probability-map"),
         ("error", "c4", "unreadable-image"),
         ("error", "c5", "missing-label"),
         ("error", "c6", "label-grid"),
         ("error", "c7", "unreadable-image"),
+        ("warning", "", "rare-class"),
     ]
     text = {item.case: str(item) for item in report.findings}
-    assert "2 of 120 voxels" in text["c0"]
-    assert "7 (4 voxels), 9 (4 voxels); declared are 0, 1, 2" in text["c1"]
-    assert "6×5×3 against 6×5×4" in text["c2"]
+    assert "2 of 1,344 voxels" in text["c0"]
+    assert "7 (80 voxels), 9 (80 voxels); declared are 0, 1, 2" in text["c1"]
+    assert "14×12×7 against 14×12×8" in text["c2"]
     assert "Git LFS pointer" in text["c4"]
     assert "0.7 mm apart" in text["c6"]
     assert "expected 1 channel in this file, got 2" in text["c7"]
     assert all(item.file in str(item) for item in report.findings)
     assert report.stops_training
-    assert "8 errors. Training is stopped" in report.headline()
+    assert "8 errors, 1 warning. Training is stopped" in report.headline()
 
 
 def _shift(distance: float) -> np.ndarray:
@@ -110,7 +112,7 @@ def test_channels_on_other_grids_are_found(folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(description))
     for number in range(6):
         grid = Geometry(SHAPE, GRID.affine + _shift(0.0 if number else 3.0))
-        write_image(folder / f"imagesTr/c{number}_0001.nii.gz", image_of(9), grid)
+        write_image(folder / f"imagesTr/c{number}_0001.nii.gz", image_of(90 + number), grid)
     report = check_dataset(folder, workers=2, progress=NoProgress())
     assert [(item.case, item.code) for item in report.findings] == [("c0", "channel-grid")]
     assert "3 mm apart" in report.findings[0].message
@@ -119,13 +121,13 @@ def test_channels_on_other_grids_are_found(folder: Path) -> None:
 def test_what_is_odd_but_stops_nothing(folder: Path) -> None:
     write_image(folder / "imagesTr/c0_0000.nii.gz", np.full(SHAPE, 7), GRID)
     for number in range(6):
-        write_image(folder / f"labelsTr/c{number}.nii.gz", labels_of(1), GRID)
+        write_image(folder / f"labelsTr/c{number}.nii.gz", labels_of(1, place=number), GRID)
     write_image(folder / "labelsTr/c1.nii.gz", labels_of(), GRID)
-    write_image(folder / "labelsTr/c2.nii.gz", labels_of(1).astype(np.float32), GRID)
+    write_image(folder / "labelsTr/c2.nii.gz", labels_of(1, place=2).astype(np.float32), GRID)
     turned = np.eye(4)
     turned[:2, :2] = [[np.cos(0.75), -np.sin(0.75)], [np.sin(0.75), np.cos(0.75)]]
     write_image(folder / "imagesTr/c3_0000.nii.gz", image_of(3), Geometry(SHAPE, turned))
-    write_image(folder / "labelsTr/c3.nii.gz", labels_of(1), Geometry(SHAPE, turned))
+    write_image(folder / "labelsTr/c3.nii.gz", labels_of(1, place=3), Geometry(SHAPE, turned))
     report = check_dataset(folder, workers=2, progress=NoProgress())
     assert [(item.severity, item.case, item.code) for item in report.findings] == [
         ("warning", "", "class-never-occurs"),
@@ -166,7 +168,11 @@ def test_what_contradicts_the_annotated_classes_is_found(folder: Path) -> None:
     write_image(folder / "labelsTr/c2.nii.gz", labels_of(1), GRID)
     write_image(folder / "labelsTr/c3.nii.gz", labels_of(9), GRID)
     found = check_dataset(folder, workers=1, progress=Recorder()).findings
-    assert {(item.code, item.case) for item in found} == {("stray-labels", "c1"), ("empty-labels", "c3")}
+    assert {(item.code, item.case) for item in found} == {
+        ("stray-labels", "c1"),
+        ("empty-labels", "c3"),
+        ("rare-class", ""),
+    }
     messages = {item.code: item.message for item in found}
-    assert messages["stray-labels"].endswith("in its label map: b (4 voxels)")
+    assert messages["stray-labels"].endswith("in its label map: b (80 voxels)")
     assert "voxels to ignore" in messages["empty-labels"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import nibabel as nib
@@ -50,10 +51,24 @@ def test_sets_load(data_folder: Path, name: str) -> None:
     assert len(make_splits(dataset.cases, None, 0).folds) == 5
 
 
-@pytest.mark.parametrize("name", ["sarcoma", "mouse_brain", "nuclei", "axon_sem"])
-def test_sets_are_clean(data_folder: Path, name: str) -> None:
+NOTES = {
+    # set: kinds of notes with the number of findings; nothing worse is found in any of them
+    "hippocampus": {"mixed-types": 1, "no-common-scale": 1, "float-labels": 2, "stray-islands": 1},
+    "headneck_ct": {"ct-very-bright": 5, "left-right-pairs": 1},
+    "sarcoma": {"brightness-outlier": 1},
+    "fetal_brain": {"stray-islands": 4},
+    "mouse_brain": {"float-labels": 6, "label-gaps": 1, "left-right-pairs": 1},
+    "membrane": {},
+    "nuclei": {"grey-as-colour": 1, "two-kinds-of-images": 1, "size-outlier": 3},
+    "axon_sem": {},
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_nothing_is_made_up_about_good_sets(data_folder: Path, name: str) -> None:
     report = check_dataset(data_folder / name, workers=2, progress=NoProgress())
-    assert {item.code for item in report.findings} <= {"float-labels"}
+    assert Counter(item.code for item in report.findings) == NOTES[name]
+    assert {item.severity for item in report.findings} <= {"note"}
     assert report.num_cases == SETS[name][0]
 
 
