@@ -364,7 +364,7 @@ def test_labels_of_other_types_and_shapes_are_not_written(tmp_path: Path) -> Non
         ("x.nii.gz", b"", "an empty file"),
         ("x.nii", b"", "an empty file"),
         ("x.nii", b"hello, world", "text that begins with 'hello, world'"),
-        ("x.nii.gz", gzip.compress(b"hello"), "a gzip file"),
+        ("x.nii.gz", gzip.compress(b"hello", mtime=0), "a gzip file"),
         ("x.nrrd", b"not one", "header cannot be read"),
         ("x.mha", b"ObjectType = Image\nNDims = 3\n", "does not say where the voxels are"),
         ("x.mhd", MHD_WITHOUT_DATA, "no.raw"),
