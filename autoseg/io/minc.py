@@ -76,7 +76,7 @@ def _opened(path: Path) -> Iterator[Any]:
     if is_hdf5 and importlib.util.find_spec("h5py") is None:
         raise DatasetError(
             f"{path}: MINC 2 files are read through the Python package h5py, which is not installed",
-            hint="Install it (pip install 'autoseg-unet[minc]'), or convert the file, for example with mnc2nii.",
+            hint="Install h5py (pip install 'autoseg-unet[minc]'), or convert the file, for example with mnc2nii.",
         )
     try:
         with _open_hdf5(path) if is_hdf5 else _open_netcdf(path) as file:
