@@ -42,6 +42,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "bad-splits": Kind("Folds that cannot be used"),
         "bad-id": Kind("Case ids that cannot be used", _LOST),
         "double-id": Kind("Case ids that occur twice", _LOST),
+        "double-file": Kind("Several files for one place"),
         "no-cases": Kind("No labelled cases", "everything"),
         "no-images": Kind("No images", "everything"),
         "missing-image": Kind("Images that are not there", _LOST),
@@ -64,6 +65,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "channel-grid": Kind("Channels on different grids", _LOST),
         "label-grid": Kind("Label maps on another grid than the image", _LOST),
         "oblique": Kind("Axes that are far off the body's", _UNLIKE),
+        "no-spacing": Kind("Stacks without a voxel size", "{cases} of {total} cases read as cubes of 1 mm"),
         "two-affines": Kind("Headers with two places", _NOTHING + " here; other programs may show labels elsewhere"),
         # Label values
         "undeclared-labels": Kind("Label values that are not declared", _LOST),

@@ -131,6 +131,7 @@ def _check_grids(case: Case, headers: dict[str, ImageHeader], found: Findings) -
         if grid is None:
             grid = geometry
             _check_orientation(case.id, file, grid, found)
+            _check_spacing(case.id, file, grid, found)
             continue
         mismatch = grid_mismatch(geometry, grid)
         if mismatch:
@@ -154,6 +155,19 @@ def _check_orientation(case: str, file: str, grid: Geometry, found: Findings) ->
             file=file,
             severity="warning",
             hint="Resample the set to axes along the body's, or train with `--set preprocess.orientation=native`.",
+        )
+
+
+def _check_spacing(case: str, file: str, grid: Geometry, found: Findings) -> None:
+    if grid.stated == "nothing":
+        found.add(
+            "no-spacing",
+            "the TIFF stack does not state its voxel size along all three axes, so its voxels are taken for cubes",
+            case=case,
+            file=file,
+            severity="warning",
+            hint='Save it with its scale (ImageJ, OME-TIFF), or put {"spacing": [between pages, rows, columns]} in '
+            "millimetres into a .json file of the case's name beside it.",
         )
 
 

@@ -23,7 +23,7 @@ from autoseg.domain.endings import NIFTI_ENDINGS, split_ending
 from autoseg.domain.geometry import IDENTITY_ORIENTATION, Geometry, Orientation, grid_mismatch, orientation_code
 from autoseg.domain.grids import voxels_apart
 
-_ATTACHED = {".nhdr": ".nrrd", ".mhd": ".mha"}
+_ATTACHED = {".nhdr": ".nrrd", ".mhd": ".mha", ".hdr": ".nii.gz"}
 """Formats whose voxels lie in a second file become those that hold both, so that one file is one link."""
 
 _WRITABLE = {*NIFTI_ENDINGS, ".nrrd", ".mha"}

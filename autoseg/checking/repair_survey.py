@@ -12,7 +12,7 @@ from autoseg.checking.contents import count_values
 from autoseg.checking.repairs import RepairSettings
 from autoseg.domain.dataset import Case
 from autoseg.domain.endings import NIFTI_ENDINGS, split_ending
-from autoseg.domain.geometry import IDENTITY_ORIENTATION, Geometry, Orientation
+from autoseg.domain.geometry import IDENTITY_ORIENTATION, Geometry, Orientation, as_far_as_stated
 from autoseg.domain.grids import canonical_orientation, carry_labels, overlap_fraction, reorder_grid, voxels_apart
 from autoseg.errors import DatasetError
 from autoseg.io.images import read_header, read_image, read_labels
@@ -182,16 +182,16 @@ def _is_disguised(file: str, stored: str, read: np.dtype[Any]) -> bool:
 
 
 def lies_elsewhere(grid: Geometry, expected: Geometry) -> bool:
-    """Whether a grid differs from another by more than a header may be off; of pictures only shapes count."""
+    """Whether a grid differs from another by more than a header may be off, as far as both files state it."""
     if grid.shape != expected.shape:
         return True
-    if grid.is_2d or expected.is_2d:
-        return False
-    return voxels_apart(grid, expected) >= HARMONISE_TOLERANCE_VOX
+    grids = as_far_as_stated(grid, expected)
+    return grids is not None and voxels_apart(*grids) >= HARMONISE_TOLERANCE_VOX
 
 
 def same_but_for_header(grid: Geometry, expected: Geometry) -> bool:
     """Whether two grids are one, but their headers differ by more than rounding."""
-    if lies_elsewhere(grid, expected) or grid.is_2d or expected.is_2d:
+    if lies_elsewhere(grid, expected):
         return False
-    return voxels_apart(grid, expected) > HEADER_ROUNDING_VOX
+    grids = as_far_as_stated(grid, expected)
+    return grids is not None and voxels_apart(*grids) > HEADER_ROUNDING_VOX

@@ -16,6 +16,7 @@ from autoseg.domain.grids import carry_labels, reorder_voxels
 from autoseg.io.files import atomic_path
 from autoseg.io.images import read_labels, write_labels
 from autoseg.io.rewriting import rewrite_image
+from autoseg.io.tiff_spacing import case_name, stating_sidecars
 
 
 def link_or_copy(source: Path, target: Path) -> bool:
@@ -48,10 +49,19 @@ def write_file(file: ImageFile | LabelFile, root: Path) -> str:
     if isinstance(file, LabelFile):
         _write_label(file, target)
     elif file.geometry is None:
+        _link_sidecars(source, target)
         return "linked" if link_or_copy(source, target) else "copied"
     else:
         rewrite_image(source, target, file.geometry, file.orientation, component=file.component, fill=file.fill)
     return "written"
+
+
+def _link_sidecars(source: Path, target: Path) -> None:
+    """The spacing of a TIFF stack may stand beside it; one file stands beside all channels of a case."""
+    beside = target.with_name(f"{case_name(target)}.json")
+    for file in stating_sidecars(source):
+        if not beside.exists():
+            link_or_copy(file, beside)
 
 
 def _write_label(file: LabelFile, target: Path) -> None:

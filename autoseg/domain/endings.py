@@ -1,15 +1,41 @@
-"""File endings of images: which are read, and how a name is cut into stem and ending."""
+"""File endings of images: which are read, which are written, and how a name is cut into stem and ending."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePath
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
-ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
-PICTURE_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+PAIR_ENDING = ".hdr"
+"""The header of a NIfTI pair stands for both files: the voxels (.img) are no image of their own."""
 
-IMAGE_ENDINGS: tuple[str, ...] = (*NIFTI_ENDINGS, *ITK_ENDINGS, *PICTURE_ENDINGS)
+ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
+FREESURFER_ENDINGS = (".mgz", ".mgh")
+MINC_ENDING = ".mnc"
+TIFF_ENDINGS = (".tif", ".tiff")
+PICTURE_ENDINGS = (".png", *TIFF_ENDINGS, ".jpg", ".jpeg", ".bmp")
+LOSSY_ENDINGS = (".jpg", ".jpeg")
+
+IMAGE_ENDINGS: tuple[str, ...] = (
+    *NIFTI_ENDINGS,
+    PAIR_ENDING,
+    *ITK_ENDINGS,
+    *FREESURFER_ENDINGS,
+    MINC_ENDING,
+    *PICTURE_ENDINGS,
+)
 """Every ending that is read, lower case; names are compared without regard to case."""
+
+_WRITTEN_INSTEAD = {PAIR_ENDING: ".nii.gz", MINC_ENDING: ".nii.gz", **dict.fromkeys(LOSSY_ENDINGS, ".png")}
+WRITTEN_ENDINGS: tuple[str, ...] = tuple(ending for ending in IMAGE_ENDINGS if ending not in _WRITTEN_INSTEAD)
+"""Every ending that label maps are written with."""
+
+
+def written_ending(ending: str) -> str:
+    """The ending of label maps that belong to files of an ending: the same, where that format is written.
+
+    NIfTI pairs and MINC become .nii.gz, JPEG, which changes values, becomes .png.
+    """
+    return _WRITTEN_INSTEAD.get(ending.lower(), ending)
 
 
 def split_ending(path: str | PurePath) -> tuple[str, str]:

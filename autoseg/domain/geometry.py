@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import permutations
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ class Geometry:
         sform_code: NIfTI code of `affine`, kept so that outputs carry the same.
         qform_code: NIfTI code of `qform`.
         qform: float64 (4, 4) when the file carries a second affine, else None.
+        stated: How much of the affine the file states. TIFF stacks state a "spacing" at most and no place in the world,
+            often "nothing"; then the spacing is 1.
 
     Raises:
         GeometryError: The affine is not finite or its axes are degenerate.
@@ -41,6 +44,7 @@ class Geometry:
     sform_code: int = 1
     qform_code: int = 1
     qform: NDArray[np.float64] | None = field(default=None)
+    stated: Literal["place", "spacing", "nothing"] = "place"
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -176,13 +180,16 @@ def degrees_between(first: Geometry, second: Geometry) -> float:
 def grid_mismatch(geometry: Geometry, expected: Geometry) -> str:
     """Say in words how a grid differs from the expected one; "" when they are one grid.
 
-    Pictures have no place in the world, so only their shape is compared.
+    Pictures have no place in the world, so only their shape is compared; of TIFF stacks the spacing too, where both
+    files state it.
     """
+    grids = as_far_as_stated(geometry, expected)
     if geometry.shape != expected.shape:
         shapes = f"shape {_by(geometry.shape)} against {_by(expected.shape)}"
-        return "; ".join([shapes, *_other_differences(geometry, expected)])
-    if geometry.is_2d or expected.is_2d:
+        return "; ".join([shapes, *([] if grids is None else _other_differences(*grids))])
+    if grids is None:
         return ""
+    geometry, expected = grids
     shift = grid_shift_mm(geometry, expected)
     smallest = min(*geometry.spacing_mm, *expected.spacing_mm)
     if shift <= GRID_TOLERANCE_FRACTION * smallest:
@@ -192,9 +199,7 @@ def grid_mismatch(geometry: Geometry, expected: Geometry) -> str:
 
 
 def _other_differences(geometry: Geometry, expected: Geometry) -> list[str]:
-    """Differences in spacing, order and angle of the axes, in words; none for pictures."""
-    if geometry.is_2d or expected.is_2d:
-        return []
+    """Differences in spacing, order and angle of the axes, in words."""
     parts = []
     if not np.allclose(geometry.spacing_mm, expected.spacing_mm, rtol=1e-3):
         parts.append(f"spacing {_by(geometry.spacing_mm)} mm against {_by(expected.spacing_mm)} mm")
@@ -204,6 +209,18 @@ def _other_differences(geometry: Geometry, expected: Geometry) -> list[str]:
     if degrees > _TOLD_DEGREES:
         parts.append(f"turned by {degrees:.2g} degrees")
     return parts
+
+
+def as_far_as_stated(first: Geometry, second: Geometry) -> tuple[Geometry, Geometry] | None:
+    """Two grids without what only one of their files states: place and direction, or all but the shape (then None)."""
+    stated = (first.stated, second.stated)
+    if first.is_2d or second.is_2d or "nothing" in stated:
+        return None
+    return (_without_place(first), _without_place(second)) if "spacing" in stated else (first, second)
+
+
+def _without_place(geometry: Geometry) -> Geometry:
+    return Geometry(geometry.shape, np.diag([*geometry.spacing_mm, 1.0]))
 
 
 def _by(numbers: tuple[float, ...]) -> str:

@@ -1,7 +1,8 @@
-"""From what lies on disk to a `Dataset`: the MSD layout, the nnU-Net raw layout, and manifests.
+"""From what lies on disk to a `Dataset`: the MSD layout, the nnU-Net raw layout, BIDS derivatives, and manifests.
 
-Which layout it is follows from the description itself: a `training` list is MSD, a `cases` list is a manifest, anything
-else with labels and channels is nnU-Net raw. Keys that are not known in somebody else's `dataset.json` are ignored;
+Which layout it is follows from the description itself: a `training` list is MSD, a `cases` list is a manifest, a
+`dataset_description.json` or a `bids` entry is BIDS (see `bids.py`), anything else with labels and channels is nnU-Net
+raw. Keys that are not known in somebody else's `dataset.json` are ignored;
 in a manifest, which is autoseg's own format, they are errors. `manifests.py` reads the manifests.
 
 Nothing here opens an image. All problems are collected.
@@ -11,13 +12,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoseg.domain.bids import BIDS_DESCRIPTION, Selection, parse_selection, read_bids
+from autoseg.domain.claims import channel_files, label_maps, with_another_ending
 from autoseg.domain.dataset import Case, Channel, Dataset, LabelSchema, Splits
 from autoseg.domain.descriptions import DescriptionProblem, parse_channels, parse_labels
-from autoseg.domain.endings import is_image_name, list_images, split_ending
+from autoseg.domain.endings import is_image_name, list_images, split_ending, written_ending
 from autoseg.domain.findings import Finding, Findings
 from autoseg.domain.grouping import with_groups
 from autoseg.domain.manifests import ManifestCase, read_csv_manifest, read_json_manifest
@@ -30,12 +33,9 @@ DESCRIPTION_FILE = "dataset.json"
 SPLIT_FILES = ("splits.json", "splits_final.json")
 """Folds that come with a data set: ours first, then nnU-Net's."""
 
-_CHANNEL_NUMBER = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
-"""nnU-Net's file names: case id, underscore, four digits. Source: nnU-Net's documentation, "dataset format"."""
-
 _LAYOUT_HINT = (
     f"A data set is a folder with a {DESCRIPTION_FILE} in the layout of the Medical Segmentation Decathlon or of "
-    "nnU-Net, or a .json or .csv manifest."
+    f"nnU-Net, a BIDS derivative (with a {BIDS_DESCRIPTION}), or a .json or .csv manifest."
 )
 
 
@@ -43,7 +43,8 @@ def load_dataset(path: str | Path, *, need_files: bool = True) -> Dataset:
     """Resolve a data set: its channels, labels, and the files of every case.
 
     Args:
-        path: A folder with a `dataset.json`; such a file itself, under any name; or a .json or .csv manifest.
+        path: A folder with a `dataset.json`; such a file itself, under any name; a BIDS derivative, or a selection of
+            one; or a .json or .csv manifest.
         need_files: Whether images and labels must be there. Without (for planning from a fingerprint), cases that are
             not whole are left out silently, and no cases at all are allowed.
 
@@ -89,7 +90,10 @@ def resolve_dataset(path: str | Path, *, need_files: bool = True) -> tuple[Datas
 
 
 def _description_file(path: Path, found: Findings) -> Path | None:
-    source = path / DESCRIPTION_FILE if path.is_dir() else path
+    source = path
+    if path.is_dir():
+        names = [name for name in (DESCRIPTION_FILE, BIDS_DESCRIPTION) if (path / name).is_file()]
+        source = path / (names[0] if names else DESCRIPTION_FILE)
     if source.is_file() and source.suffix.lower() in (".json", ".csv"):
         return source
     if not path.exists():
@@ -111,6 +115,8 @@ def _resolve(source: Path, found: Findings, *, need_files: bool) -> Dataset | No
         data = _read_object(source)
         if "schema_version" in data and isinstance(data.get("labels"), dict) and "classes" in data["labels"]:
             return _own_dataset(source, data)
+        if source.name == BIDS_DESCRIPTION or "bids" in data:
+            return _bids(source, data, found)
         if "cases" not in data:
             return _described(source, data, found, need_files=need_files)
         manifest = read_json_manifest(source, data)
@@ -122,6 +128,14 @@ def _resolve(source: Path, found: Findings, *, need_files: bool) -> Dataset | No
     labelled = [case for case in whole if case.labels is not None]
     tests = [case for case in whole if case.labels is None]
     return _build(source, manifest.name, channels, manifest.labels, labelled, tests, found)
+
+
+def _bids(source: Path, data: dict[str, Any], found: Findings) -> Dataset:
+    chosen = Selection(bids=".") if source.name == BIDS_DESCRIPTION else parse_selection(data)
+    images = None if chosen.images is None else str(_normal(source.parent / chosen.images))
+    content = read_bids(_normal(source.parent / chosen.bids), chosen.model_copy(update={"images": images}), found)
+    whole = _whole_cases(content.cases, len(content.channels), found)
+    return _build(source, content.name, content.channels, content.labels, whole, content.tests, found)
 
 
 def _own_dataset(source: Path, data: dict[str, Any]) -> Dataset:
@@ -194,7 +208,7 @@ def _msd_cases(folder: Path, items: Sequence[Any], found: Findings) -> list[Case
             continue
         image, label = folder / item["image"], item.get("label")
         case_id = split_ending(image)[0]
-        labels = str(_normal(folder / label)) if isinstance(label, str) and label else None
+        labels = str(_normal(with_another_ending(folder / label))) if isinstance(label, str) and label else None
         cases.append(Case(id=case_id, images=_msd_images(image), labels=labels))
         if labels is None:
             found.add("missing-label", "the case names no label file", case=case_id, file=image)
@@ -202,13 +216,16 @@ def _msd_cases(folder: Path, items: Sequence[Any], found: Findings) -> list[Case
 
 
 def _msd_images(image: Path) -> tuple[str, ...]:
-    """The file as listed; where it is absent, its channels by nnU-Net's names, as nnU-Net v1 sets have them."""
+    """The file as listed; where it is absent, its channels by nnU-Net's names, as nnU-Net v1 sets have them.
+
+    Else the one file of that name with another ending.
+    """
     if not image.is_file():
         stem, ending = split_ending(image)
         numbered = sorted(image.parent.glob(f"{_escaped(stem)}_[0-9][0-9][0-9][0-9]{ending}"))
         if numbered:
             return tuple(str(_normal(item)) for item in numbered)
-    return (str(_normal(image)),)
+    return (str(_normal(with_another_ending(image))),)
 
 
 def _escaped(text: str) -> str:
@@ -255,8 +272,8 @@ def _raw_cases(
         what = "holds no image files" if present else "is empty" if images.is_dir() else "does not exist"
         found.add("no-images", f"the folder {what}", file=images, hint=_LAYOUT_HINT)
         return []
-    channels = _channel_files(files, ending, found)
-    label_files = {split_ending(item)[0]: item for item in _preferred(list_images(labels), ending)}
+    channels = channel_files(files, ending, found)
+    label_files = label_maps(labels, ending, found)
     for case_id in sorted(set(label_files) - set(channels)):
         found.add(
             "missing-image",
@@ -281,30 +298,6 @@ def _raw_cases(
         label_file = None if label is None else str(label)
         cases.append(Case(id=case_id, images=files_of_case, labels=label_file, missing=missing))
     return cases
-
-
-def _preferred(files: Iterable[Path], ending: str) -> list[Path]:
-    """The files, those with the declared ending last, so that they win in a dictionary."""
-    return sorted(files, key=lambda item: split_ending(item)[1].lower() == ending.lower())
-
-
-def _channel_files(files: Sequence[Path], ending: str, found: Findings) -> dict[str, dict[int, Path]]:
-    matches = [(item, _CHANNEL_NUMBER.match(split_ending(item)[0])) for item in _preferred(files, ending)]
-    numbered = any(match is not None for _, match in matches)
-    cases: dict[str, dict[int, Path]] = {}
-    for item, match in matches:
-        if match is not None:
-            cases.setdefault(match["case"], {})[int(match["channel"])] = item
-        elif not numbered:
-            cases.setdefault(split_ending(item)[0], {})[0] = item
-        else:
-            found.add(
-                "no-channel-number",
-                "the file is left out: its name has no channel number such as _0000",
-                file=item,
-                severity="warning",
-            )
-    return dict(sorted(cases.items()))
 
 
 # --- Manifests, and what all layouts share --------------------------------------------------------------------------
@@ -372,7 +365,7 @@ def _build(
         labels=labels,
         cases=tuple(cases),
         test_cases=tuple(sorted(tests, key=lambda item: item.id)),
-        file_ending=split_ending(first)[1] if first and is_image_name(first) else ".nii.gz",
+        file_ending=written_ending(split_ending(first)[1]) if first and is_image_name(first) else ".nii.gz",
         splits=_splits_beside(source.parent, cases, found),
     )
 

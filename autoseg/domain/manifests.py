@@ -69,7 +69,9 @@ class Manifest:
     cases: tuple[ManifestCase, ...]
 
 
-class _LabelEntry(Value):
+class LabelEntry(Value):
+    """A class as written: its name with one value, or with several."""
+
     name: str
     value: int | None = None
     values: tuple[int, ...] | None = None
@@ -82,6 +84,7 @@ class _LabelEntry(Value):
 
     @property
     def all_values(self) -> tuple[int, ...]:
+        """Its values."""
         return self.values if self.values is not None else (self.value or 0,)
 
 
@@ -110,7 +113,7 @@ class _Description(Value):
 
     name: str = ""
     channels: tuple[str | Channel, ...]
-    labels: tuple[_LabelEntry, ...]
+    labels: tuple[LabelEntry, ...]
     ignore: int | None = None
     regions_class_order: tuple[int, ...] | None = None
     pairs: tuple[tuple[str, str], ...] | None = None
@@ -151,14 +154,29 @@ def _channels(content: _Description) -> tuple[Channel, ...]:
 
 
 def _schema(content: _Description) -> LabelSchema:
-    foreground = [item for item in content.labels if item.all_values != (0,)]  # a background entry says nothing new
-    classes = tuple(LabelClass(name=item.name, values=item.all_values) for item in foreground)
     return LabelSchema(
-        classes=classes,
+        classes=_classes(content.labels),
         ignore=content.ignore,
         regions_class_order=content.regions_class_order,
         pairs=content.pairs,
     )
+
+
+def schema_of(entries: Sequence[LabelEntry]) -> LabelSchema:
+    """The labels of such entries, without further rules.
+
+    Raises:
+        DescriptionProblem: They contradict each other.
+    """
+    try:
+        return LabelSchema(classes=_classes(entries))
+    except ValidationError as problem:
+        raise DescriptionProblem(validation_problems(problem)) from None
+
+
+def _classes(entries: Sequence[LabelEntry]) -> tuple[LabelClass, ...]:
+    foreground = [item for item in entries if item.all_values != (0,)]  # a background entry says nothing new
+    return tuple(LabelClass(name=item.name, values=item.all_values) for item in foreground)
 
 
 def read_csv_manifest(path: Path) -> Manifest:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from autoseg.domain.dataset import Case, Channel
-from autoseg.domain.endings import PICTURE_ENDINGS, is_image_name, list_images, split_ending
-from autoseg.domain.geometry import Volume
+from autoseg.domain.endings import (
+    PICTURE_ENDINGS,
+    TIFF_ENDINGS,
+    is_image_name,
+    list_images,
+    split_ending,
+    written_ending,
+)
+from autoseg.domain.geometry import Geometry, Volume
 from autoseg.errors import AutosegError, ConfigError, DatasetError
 from autoseg.inference.dicom_inputs import name_files, name_series
 from autoseg.io.dicom import is_dicom
 from autoseg.io.images import read_header
+
+log = logging.getLogger("autoseg")
 
 PICTURE_OUTPUT_ENDING = ".png"
 """Label maps of pictures: lossless, whatever the picture's format. Source: design, section 3."""
@@ -61,7 +71,7 @@ def find_cases(inputs: Sequence[Path], num_channels: int, optional: Collection[i
             cases have the same id; all problems are listed.
     """
     files, problems = _collect(inputs, num_channels)
-    groups, others = _group_by_channel(files, range(num_channels) if 0 in optional else range(1))
+    groups, others = _group_by_channel(files, range(num_channels) if 0 in optional else range(1), problems)
     cases: list[Case] = []
     for name, channels in groups.items():
         case = _case_of_channels(name, channels, num_channels, optional, problems)
@@ -79,11 +89,25 @@ def find_cases(inputs: Sequence[Path], num_channels: int, optional: Collection[i
 
 
 def output_ending(case: Case) -> str:
-    """The ending of a case's label map: that of its image, PNG for pictures, .nii.gz for DICOM."""
+    """The ending of a case's label map: that of its image, TIFF stacks included; PNG for pictures.
+
+    .nii.gz for DICOM and for what is not written (NIfTI pairs, MINC).
+    """
     if is_dicom(case.images[0]):
         return DICOM_OUTPUT_ENDING
     ending = split_ending(case.images[0])[1]
-    return PICTURE_OUTPUT_ENDING if ending.lower() in PICTURE_ENDINGS else ending
+    is_picture = ending.lower() in PICTURE_ENDINGS and not _is_stack(Path(case.images[0]))
+    return PICTURE_OUTPUT_ENDING if is_picture else written_ending(ending)
+
+
+def _is_stack(file: Path) -> bool:
+    """Whether a TIFF file has slices; one that cannot be read has none, and fails when its case is read."""
+    if split_ending(file)[1].lower() not in TIFF_ENDINGS:
+        return False
+    try:
+        return not read_header(file).geometry.is_2d
+    except (AutosegError, OSError):
+        return False
 
 
 def require_channels(volume: Volume, channels: Sequence[Channel]) -> None:
@@ -103,6 +127,17 @@ def require_channels(volume: Volume, channels: Sequence[Channel]) -> None:
             f"the channel {names} is missing, and the model has not learned to do without it",
             hint="A model learns that from training cases that lack the channel, or where the data set declares "
             'it with "may_be_missing": true.',
+        )
+
+
+def warn_of_cubes(case: Case, geometry: Geometry) -> None:
+    """Tell of an image that does not state its voxel size: the model takes its voxels for cubes of 1 mm."""
+    if geometry.stated == "nothing":
+        log.warning(
+            "case %s: the TIFF stack does not state its voxel size and is read with 1 mm; if that is wrong, write it "
+            'into a file %s.json beside it: {"spacing": [between pages, rows, columns]} in millimetres',
+            case.id,
+            case.id,
         )
 
 
@@ -143,23 +178,31 @@ def _named_series(path: Path, num_channels: int, problems: list[str]) -> Files:
     return named
 
 
-def _group_by_channel(files: Files, first_numbers: range) -> tuple[dict[str, dict[int, Path]], Files]:
-    """Files with channel numbers by case, and the others; numbers that do not begin as they may count no channels."""
-    numbered: dict[tuple[Path, str, str], dict[int, Path]] = defaultdict(dict)
+def _group_by_channel(
+    files: Files, first_numbers: range, problems: list[str]
+) -> tuple[dict[str, dict[int, Path]], Files]:
+    """Files with channel numbers by case, and the others; numbers that do not begin as they may count no channels.
+
+    The channels of a case may have different endings, but no two of them one number.
+    """
+    numbered: dict[tuple[Path, str], dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     others: Files = {}
     for file, stem in files.items():
         match = _CHANNEL_NAME.fullmatch(stem)
         if match:
-            ending = "" if is_dicom(file) else split_ending(file)[1]
-            numbered[file.parent, match["case"], ending][int(match["channel"])] = file
+            numbered[file.parent, match["case"]][int(match["channel"])].append(file)
         else:
             others[file] = stem
     groups: dict[str, dict[int, Path]] = {}
-    for (_, name, _), channels in numbered.items():
+    for (_, name), channels in numbered.items():
+        doubled = [
+            " and ".join(file.name for file in claimants) for claimants in channels.values() if len(claimants) > 1
+        ]
         if min(channels) in first_numbers and name not in groups:
-            groups[name] = channels
+            problems += [f"case {name}: {names} claim to be one channel" for names in doubled]
+            groups[name] = {number: claimants[0] for number, claimants in channels.items()}
         else:
-            others |= {file: files[file] for file in channels.values()}
+            others |= {file: files[file] for claimants in channels.values() for file in claimants}
     return groups, others
 
 
@@ -203,11 +246,11 @@ def _cases_of_plain_files(files: Files, num_channels: int, problems: list[str]) 
 def _channel_counts(file: Path) -> frozenset[int]:
     """How many channels a file may turn out to hold when it is read; none if it cannot be read."""
     try:
-        components = read_header(file).components
+        header = read_header(file)
     except (AutosegError, OSError):
         return frozenset()
-    is_picture = split_ending(file)[1].lower() in PICTURE_ENDINGS
-    if is_picture and components in _ALPHA_COMPONENTS:
+    components = header.components
+    if header.is_colour and components in _ALPHA_COMPONENTS:
         return frozenset({components, components - 1})
     return frozenset({components})
 

@@ -19,7 +19,7 @@ from autoseg.domain.geometry import Geometry, Volume
 from autoseg.domain.plan import Configuration
 from autoseg.errors import ConfigError, DatasetError, ModelError
 from autoseg.inference.export import LabelMap, labels_from_stream
-from autoseg.inference.inputs import output_ending, require_channels
+from autoseg.inference.inputs import output_ending, require_channels, warn_of_cubes
 from autoseg.inference.outcome import MEMORY_HINT, Attempt, PredictionOutcome, attempt
 from autoseg.inference.resident import averaged, resident
 from autoseg.inference.sliding_window import make_grid, stream_logits
@@ -201,6 +201,7 @@ class Stages:
     def read(self, case: Case) -> Ready:
         """Read and prepare a case, without the networks: may run in another thread."""
         volume = read_case(case, self.last.num_channels)
+        warn_of_cubes(case, volume.geometry)
         image = self.last.prepare(volume)
         if self.first is None:
             return Ready(image)

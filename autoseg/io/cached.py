@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from autoseg.domain.values import GrownValue, Value
 from autoseg.errors import DatasetError
 from autoseg.io.chunks import ChunkedArray, Damaged, Layout, pack
-from autoseg.io.dicom_files import content_digest, look
+from autoseg.io.companions import content_digest, look
 from autoseg.io.files import atomic_path
 
 ENDING = ".safetensors"
@@ -34,7 +34,7 @@ _LENGTH_BYTES, _ALIGNMENT = 8, 8
 
 
 class Source(Value):
-    """A file, or a DICOM series, that a cached case was made from, as it was then.
+    """A file with those that belong to it, or a DICOM series, that a cached case was made from, as it was then.
 
     Attributes:
         path: Where it lay.

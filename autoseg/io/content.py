@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autoseg.domain.endings import IMAGE_ENDINGS, split_ending
+from autoseg.domain.endings import IMAGE_ENDINGS, PAIR_ENDING, split_ending
 from autoseg.errors import DatasetError
 
 SNIFF_BYTES = 512
@@ -14,8 +14,8 @@ DEFLATE_MAX_RATIO = 1032
 """Deflate cannot blow a file up more than this. Source: zlib's technical details, "maximum compression factor"."""
 
 SUPPORTED = (
-    "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), pictures (.png, .tif, .jpg, .bmp) "
-    "and DICOM series"
+    "NIfTI (.nii, .nii.gz, .hdr), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), FreeSurfer (.mgz, .mgh), MINC (.mnc), "
+    "TIFF stacks (.tif), pictures (.png, .tif, .jpg, .bmp) and DICOM series"
 )
 
 _MARKS: tuple[tuple[int, bytes, str], ...] = (
@@ -35,6 +35,7 @@ _MARKS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"MM\x00*", "a TIFF picture"),
     (0, b"\x89HDF", "an HDF5 file"),
     (0, b"CDF\x01", "a NetCDF file (MINC 1)"),
+    (0, b"\x00\x00\x00\x01\x00\x00", "an MGH file"),
     (0, b"<!DOCTYPE", "a web page"),
     (0, b"<html", "a web page"),
     (0, b"\\\x01\x00\x00", "an Analyze header"),
@@ -42,11 +43,6 @@ _MARKS: tuple[tuple[int, bytes, str], ...] = (
 )
 
 _OTHER_FORMATS = {
-    ".hdr": "Analyze or NIfTI pair",
-    ".img": "Analyze or NIfTI pair",
-    ".mgz": "FreeSurfer MGZ",
-    ".mgh": "FreeSurfer MGH",
-    ".mnc": "MINC",
     ".b2nd": "blosc2",
     ".npz": "NumPy",
     ".npy": "NumPy",
@@ -84,6 +80,11 @@ def broken(path: Path, what: str) -> DatasetError:
     return DatasetError(f"{path}: {what}; it is {describe_content(path)}", hint=hint)
 
 
+def pair_voxels(path: Path) -> Path:
+    """The file with the voxels of a NIfTI pair, whose header `path` is."""
+    return path.with_suffix(".IMG" if path.suffix.isupper() else ".img")
+
+
 def require_supported(path: Path) -> str:
     """The lower-case ending of an existing file that is read.
 
@@ -95,8 +96,8 @@ def require_supported(path: Path) -> str:
         kind = _OTHER_FORMATS.get(ending, "")
         named = f"{kind} files ({ending})" if kind else f"files that end in {ending or 'nothing'}"
         missing = "" if kind or not path.is_file() else f"; it is {describe_content(path)}"
-        if ending == ".hdr" and path.is_file() and not path.with_suffix(".img").exists():
-            missing = f", and its voxels ({path.with_suffix('.img').name}) are missing"
+        if ending == ".img":
+            named, missing = "the voxels of a NIfTI pair (.img)", ": name their header (.hdr), which stands for both"
         raise DatasetError(
             f"{path}: {named} are not supported{missing}",
             hint=f"Supported are {SUPPORTED}. Convert it, for example to .nii.gz.",
@@ -105,6 +106,11 @@ def require_supported(path: Path) -> str:
         raise DatasetError(f"{path} is a folder, not an image file")
     if not path.is_file():
         raise DatasetError(f"{path}: there is no such file")
+    if ending == PAIR_ENDING and not (voxels := pair_voxels(path)).is_file():
+        raise DatasetError(
+            f"{path}: it is {describe_content(path)}, and the file with its voxels, {voxels.name}, is missing",
+            hint="Put both files of the pair side by side, or take the case out of the data set.",
+        )
     return ending
 
 

@@ -1,8 +1,8 @@
 """Reading and writing images and label maps: every format becomes `(C, I, J, K)` with an RAS+ affine.
 
-The voxel order is the file's own. NIfTI goes through nibabel, NRRD and MetaImage through SimpleITK, pictures through
-Pillow and tifffile, DICOM series (a folder, or a file of the series) through pydicom; other libraries' conventions end
-here.
+The voxel order is the file's own. NIfTI, MGH and MINC go through nibabel, NRRD and MetaImage through SimpleITK,
+pictures and TIFF stacks through Pillow and tifffile, DICOM series (a folder, or a file of the series) through pydicom;
+other libraries' conventions end here.
 """
 
 from __future__ import annotations
@@ -15,19 +15,26 @@ from numpy.typing import NDArray
 
 from autoseg.domain.dataset import Case
 from autoseg.domain.endings import (
+    FREESURFER_ENDINGS,
     IMAGE_ENDINGS,
     ITK_ENDINGS,
+    MINC_ENDING,
     NIFTI_ENDINGS,
+    PAIR_ENDING,
     PICTURE_ENDINGS,
+    WRITTEN_ENDINGS,
     split_ending,
+    written_ending,
 )
 from autoseg.domain.geometry import Geometry, Volume, grid_mismatch
 from autoseg.errors import DatasetError, GeometryError
 from autoseg.io.content import require_supported
 from autoseg.io.dicom import is_dicom, read_dicom, read_dicom_header
 from autoseg.io.files import atomic_path
+from autoseg.io.freesurfer import read_mgh, read_mgh_header, write_mgh
 from autoseg.io.header import ImageHeader
 from autoseg.io.itk import read_itk, read_itk_header, write_itk
+from autoseg.io.minc import read_minc, read_minc_header
 from autoseg.io.nifti import read_nifti, read_nifti_header, write_nifti
 from autoseg.io.pictures import read_picture, read_picture_header, write_picture
 
@@ -51,6 +58,15 @@ LABEL_ROUNDING_TOLERANCE = 1e-3
 Scaled storage and float32 arithmetic leave errors of 1e-7 times the value; a probability map has values far beyond.
 """
 
+_READERS = {
+    **dict.fromkeys((*NIFTI_ENDINGS, PAIR_ENDING), (read_nifti_header, read_nifti)),
+    **dict.fromkeys(ITK_ENDINGS, (read_itk_header, read_itk)),
+    **dict.fromkeys(FREESURFER_ENDINGS, (read_mgh_header, read_mgh)),
+    **dict.fromkeys(PICTURE_ENDINGS, (read_picture_header, read_picture)),
+    MINC_ENDING: (read_minc_header, read_minc),
+}
+"""How the header alone and how all of a file is read, by its ending."""
+
 _COLOUR_CHANNELS = 3
 _GRID_HINT = "Export image and labels from one grid, or resample one onto the other, then check again."
 
@@ -65,10 +81,7 @@ def read_header(path: str | Path) -> ImageHeader:
     path = Path(path)
     if is_dicom(path):
         return read_dicom_header(path)
-    ending = require_supported(path)
-    if ending in NIFTI_ENDINGS:
-        return read_nifti_header(path)
-    return read_itk_header(path) if ending in ITK_ENDINGS else read_picture_header(path)
+    return _READERS[require_supported(path)][0](path)
 
 
 def read_image(path: str | Path, channels: int | None = None) -> Volume:
@@ -89,7 +102,7 @@ def read_image(path: str | Path, channels: int | None = None) -> Volume:
     """
     path = Path(path)
     array, header = _read(path)
-    array = _select_channels(path, array, channels or 1)
+    array = _select_channels(path, array, header, channels or 1)
     return Volume(array, header.geometry)
 
 
@@ -153,7 +166,7 @@ def read_labels(path: str | Path, reference: Geometry | None = None) -> tuple[ND
         mismatch = grid_mismatch(header.geometry, reference)
         if mismatch:
             raise GeometryError(f"{path}: the label map does not lie on its image's grid: {mismatch}", hint=_GRID_HINT)
-    labels = _select_channels(path, array, 1)[0]
+    labels = _select_channels(path, array, header, 1)[0]
     return whole_numbers(path, labels), header.geometry
 
 
@@ -197,35 +210,36 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry, *, is_label: boo
             write_nifti(temporary, array, geometry, is_label=is_label)
     elif ending in ITK_ENDINGS:
         write_itk(path, array, geometry)
+    elif ending in FREESURFER_ENDINGS:
+        with atomic_path(path) as temporary:
+            write_mgh(temporary, array, geometry)
     elif ending in PICTURE_ENDINGS:
-        write_picture(path, array)
+        write_picture(path, array, geometry)
     else:
+        instead = f"write {written_ending(ending)} instead; " if ending in IMAGE_ENDINGS else ""
         raise DatasetError(
-            f"{path}: cannot write this format", hint=f"Endings that can be written: {', '.join(IMAGE_ENDINGS)}."
+            f"{path}: cannot write this format",
+            hint=f"{instead}endings that can be written: {', '.join(WRITTEN_ENDINGS)}.".capitalize(),
         )
 
 
 def _read(path: Path) -> tuple[NDArray[Any], ImageHeader]:
     if is_dicom(path):
         return read_dicom(path)
-    ending = require_supported(path)
-    if ending in NIFTI_ENDINGS:
-        return read_nifti(path)
-    return read_itk(path) if ending in ITK_ENDINGS else read_picture(path)
+    return _READERS[require_supported(path)][1](path)
 
 
-def _select_channels(path: Path, array: NDArray[Any], expected: int) -> NDArray[Any]:
+def _select_channels(path: Path, array: NDArray[Any], header: ImageHeader, expected: int) -> NDArray[Any]:
     """The expected channels of (C, I, J, K): an alpha that says nothing is dropped, grey-in-RGB is grey."""
     if array.shape[0] == expected:
         return array
-    is_picture = split_ending(path)[1].lower() in PICTURE_ENDINGS
-    if is_picture:
+    if header.is_colour:
         opaque = _without_alpha(array)
         if opaque.shape[0] == expected:
             return opaque
         if expected == 1 and _is_grey(opaque):
             return opaque[:1]
-    what = _components_in_words(array, is_picture=is_picture)
+    what = _components_in_words(array, header)
     raise DatasetError(
         f"{path}: expected {expected} channel{'s' if expected > 1 else ''} in this file, got {what}",
         hint="Give one file a channel, or name as many channels in the data set's description as the file holds.",
@@ -244,9 +258,9 @@ def _is_grey(array: NDArray[Any]) -> bool:
     )
 
 
-def _components_in_words(array: NDArray[Any], *, is_picture: bool) -> str:
+def _components_in_words(array: NDArray[Any], header: ImageHeader) -> str:
     count = array.shape[0]
-    if is_picture:
+    if header.is_colour:
         names = {
             1: "grey",
             2: "grey and a varying alpha",

@@ -17,14 +17,16 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from autoseg.domain.geometry import Geometry
-from autoseg.errors import DatasetError, GeometryError
+from autoseg.errors import DatasetError
 from autoseg.io.content import broken, require_room
 from autoseg.io.files import atomic_path
-from autoseg.io.header import ImageHeader
+from autoseg.io.header import ImageHeader, located
+from autoseg.io.meta_header import read_meta_header
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 _READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
+_NRRD_ENDINGS = (".nrrd", ".nhdr")
 _DETACHED = (".nhdr", ".mhd")
 _HEADER_LIMIT_BYTES = 1 << 16
 _CHUNK_BYTES = 1 << 18
@@ -36,16 +38,12 @@ def _line(pattern: bytes) -> re.Pattern[bytes]:
     return re.compile(rb"^" + pattern + rb"[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
 
 
-# The keys of the two headers that say where and how the voxels are stored.
-# Source: "Definition of the NRRD file format", sections 4 and 5; MetaIO documentation, "MetaImage tags".
+# The keys of a NRRD header that say where and how the voxels are stored.
+# Source: "Definition of the NRRD file format", sections 4 and 5.
 _NRRD_HEADER_END = re.compile(rb"\r?\n\r?\n")
 _NRRD_DATA_FILE = _line(rb"data ?file:[ \t]*(.+?)")
 _NRRD_ENCODING = _line(rb"encoding:[ \t]*(\S+)")
 _NRRD_SKIP = _line(rb"(?:byte|line) ?skip:[ \t]*-?[1-9]\d*")
-_META_DATA_FILE = _line(rb"ElementDataFile[ \t]*=[ \t]*(.+?)")
-_META_BINARY = _line(rb"BinaryData[ \t]*=[ \t]*True")
-_META_COMPRESSED = _line(rb"CompressedData[ \t]*=[ \t]*True")
-_META_SKIP = _line(rb"HeaderSize[ \t]*=[ \t]*-?[1-9]\d*")
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK would write them to stderr by itself; errors still come
 
@@ -78,12 +76,14 @@ def read_itk(path: Path) -> tuple[NDArray[Any], ImageHeader]:
     """
     reader = _open(path)
     header, stored_bytes = _header(path, reader)
-    _verify(path, stored_bytes)
+    checksum = _unpacked_checksum(path, stored_bytes)
     try:
         image = reader.Execute()
     except RuntimeError as problem:
         raise broken(path, f"the voxels cannot be read ({_reason(problem)})") from None
     array = sitk.GetArrayFromImage(image)
+    if checksum is not None and image.GetNumberOfComponentsPerPixel() == 1 and not _has_checksum(array, checksum):
+        raise broken(path, "the voxels cannot be unpacked: the header does not say rightly where or how they lie")
     # SimpleITK gives (time, K, J, I, components); the reverse of that order is ours but for the components.
     if image.GetNumberOfComponentsPerPixel() > 1:
         ours = array.transpose(*range(array.ndim - 2, -1, -1), array.ndim - 1)
@@ -96,6 +96,8 @@ def read_itk(path: Path) -> tuple[NDArray[Any], ImageHeader]:
 
 
 def _open(path: Path) -> Any:
+    if path.suffix.lower() not in _NRRD_ENDINGS:
+        read_meta_header(path)  # before MetaIO sees it
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO(_READERS[path.suffix.lower()])
@@ -127,10 +129,8 @@ def _header(path: Path, reader: Any) -> tuple[ImageHeader, int]:
         components = size[3]
     shape = (*size, 1)[:3] if len(size) < 4 else size[:3]
     affine = _affine(reader, len(size))
-    try:
+    with located(path):
         geometry = Geometry((shape[0], shape[1], shape[2]), affine, is_2d=len(size) == 2)
-    except GeometryError as problem:
-        raise GeometryError(f"{path}: {problem.message}", hint=problem.hint) from None
     return ImageHeader(geometry, components, kind), stored_bytes
 
 
@@ -149,21 +149,55 @@ def _affine(reader: Any, dimensions: int) -> NDArray[np.float64]:
 
 def _stored_voxels(path: Path) -> _StoredVoxels:
     """Find where the voxels lie and how they are stored, by the text of the header."""
+    return _nrrd_voxels(path) if path.suffix.lower() in _NRRD_ENDINGS else _meta_voxels(path)
+
+
+def _nrrd_voxels(path: Path) -> _StoredVoxels:
     with path.open("rb") as stream:
         head = stream.read(_HEADER_LIMIT_BYTES)
-    is_nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
-    named = (_NRRD_DATA_FILE if is_nrrd else _META_DATA_FILE).search(head)
-    encoding = _nrrd_encoding(head) if is_nrrd else _meta_encoding(head)
-    if named is None or named[1].upper() == b"LOCAL":
-        end = _NRRD_HEADER_END.search(head) if is_nrrd else named
-        offset = end.end() if end is not None else 0
-        return _StoredVoxels(path, offset if is_nrrd else offset + 1, encoding)
-    if named[1].upper().startswith(b"LIST") or b"%" in named[1] or b" " in named[1]:
+    named = _NRRD_DATA_FILE.search(head)
+    encoding = _nrrd_encoding(head)
+    if named is None:
+        end = _NRRD_HEADER_END.search(head)
+        return _StoredVoxels(path, end.end() if end is not None else 0, encoding)
+    return _detached(path, named[1].decode("utf-8", "replace"), encoding)
+
+
+def _meta_voxels(path: Path) -> _StoredVoxels:
+    header = read_meta_header(path)
+    encoding = "deflate" if header.is_compressed else "raw"
+    if header.skips or not header.is_binary:
+        encoding = "other"
+    is_local = header.data_file.upper() == "LOCAL"
+    stored = _StoredVoxels(path, header.offset, encoding) if is_local else _detached(path, header.data_file, encoding)
+    if encoding == "deflate":
+        room = stored.path.stat().st_size - stored.offset
+        if header.compressed_bytes is None and is_local:
+            # MetaIO would unpack the file from its first byte and hand out what lies in memory.
+            raise broken(path, "the header does not say how many bytes are compressed (CompressedDataSize)")
+        if header.compressed_bytes is not None and header.compressed_bytes > room:
+            raise broken(path, f"the header says {header.compressed_bytes:,} compressed bytes, the file holds {room:,}")
+    return stored
+
+
+def _detached(path: Path, name: str, encoding: str) -> _StoredVoxels:
+    if name.upper().startswith("LIST") or "%" in name or " " in name:
         return _StoredVoxels(path, 0, "other")  # several files; SimpleITK finds them
-    data = path.parent / named[1].decode("utf-8", "replace")
+    data = path.parent / name
     if not data.is_file():
         raise DatasetError(f"{path}: the file with its voxels, {data.name}, is missing")
     return _StoredVoxels(data, 0, encoding)
+
+
+def detached_voxels(path: Path) -> list[Path]:
+    """The file that the header of a detached NRRD or MetaImage names, if it exists; none of several files."""
+    if path.suffix.lower() not in _DETACHED or not path.is_file():
+        return []
+    try:
+        stored = _stored_voxels(path)
+    except DatasetError:
+        return []
+    return [stored.path] if stored.path != path else []
 
 
 def _nrrd_encoding(head: bytes) -> str:
@@ -174,12 +208,6 @@ def _nrrd_encoding(head: bytes) -> str:
     return {b"raw": "raw", b"gzip": "deflate", b"gz": "deflate"}.get(name, "other")
 
 
-def _meta_encoding(head: bytes) -> str:
-    if _META_SKIP.search(head) is not None or _META_BINARY.search(head) is None:
-        return "other"
-    return "deflate" if _META_COMPRESSED.search(head) is not None else "raw"
-
-
 def _require_room(path: Path, promised_bytes: int) -> None:
     stored = _stored_voxels(path)
     if stored.encoding == "other":
@@ -188,24 +216,43 @@ def _require_room(path: Path, promised_bytes: int) -> None:
         require_room(stored.path, promised_bytes, offset=stored.offset, compressed=stored.encoding == "deflate")
 
 
-def _verify(path: Path, promised_bytes: int) -> None:
-    """Unpack deflated voxels once for their checksum and their number: ITK hands out damaged ones without a word."""
+def _unpacked_checksum(path: Path, promised_bytes: int) -> int | None:
+    """Unpack deflated voxels once for their number and both checksums: ITK hands out damaged ones without a word.
+
+    Returns:
+        The checksum of the voxels as stored; None where they are not deflated.
+
+    Raises:
+        DatasetError: They are damaged, or too few.
+    """
     stored = _stored_voxels(path)
     if stored.encoding != "deflate":
-        return
+        return None
     unpacker = zlib.decompressobj(_ANY_DEFLATE_HEADER)
-    count = 0
+    count = checksum = 0
     try:
         with stored.path.open("rb") as stream:
             stream.seek(stored.offset)
             while not unpacker.eof and (chunk := stream.read(_CHUNK_BYTES)):
-                count += len(unpacker.decompress(chunk))
+                voxels = unpacker.decompress(chunk)
+                checksum = zlib.crc32(voxels[: max(0, promised_bytes - count)], checksum)
+                count += len(voxels)
     except zlib.error as problem:
         raise broken(path, f"the voxels cannot be unpacked, the file is damaged ({problem})") from None
     if not unpacker.eof or count < promised_bytes:
         raise broken(
             path, f"the file is damaged or truncated: the packed voxels end at {count:,} of {promised_bytes:,} bytes"
         )
+    return checksum
+
+
+def _has_checksum(array: NDArray[Any], expected: int) -> bool:
+    """Whether voxels are those of a checksum, in either byte order."""
+    native = swapped = 0
+    for part in array:  # slice by slice: without a second copy of the volume
+        native = zlib.crc32(part.tobytes(), native)
+        swapped = zlib.crc32(part.byteswap().tobytes(), swapped)
+    return expected in (native, swapped)
 
 
 def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:

@@ -1,28 +1,30 @@
-"""NIfTI-1 and NIfTI-2 files, by nibabel for headers and by plain streams for voxels."""
+"""NIfTI-1 and NIfTI-2 files and pairs, by nibabel for headers and by plain streams for voxels."""
 
 # nibabel's functions carry no types.
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.domain.endings import PAIR_ENDING
 from autoseg.domain.geometry import Geometry
 from autoseg.errors import DatasetError, GeometryError
-from autoseg.io.content import broken, require_room
-from autoseg.io.header import ImageHeader
+from autoseg.io.content import broken, pair_voxels, require_room
+from autoseg.io.header import ImageHeader, located
+from autoseg.io.streams import STREAM_PROBLEMS, gzip_damage, is_gzip_name, one_line, open_stream, read_voxels
 
-CHUNK_BYTES = 1 << 20
-_STREAM_PROBLEMS = (OSError, EOFError, zlib.error)
+_NIFTI2_BYTES = 540
+"""The longer of the two headers; of a NIfTI-1 file the first 348 bytes are used."""
+
 _HEADER_PROBLEMS = (
-    *_STREAM_PROBLEMS,
+    *STREAM_PROBLEMS,
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
     nib.spatialimages.HeaderTypeError,
@@ -53,54 +55,81 @@ def read_nifti(path: Path) -> tuple[NDArray[Any], ImageHeader]:
         DatasetError: The file is broken, truncated, or of a type without an order (complex numbers).
         GeometryError: The affine is not finite or degenerate.
     """
-    image = _load(path)
-    header = _header(path, image)
-    dtype = image.header.get_data_dtype()
+    loaded = _load(path)
+    header = _header(path, loaded)
+    dtype = loaded.header.get_data_dtype()
     fields = len(dtype.fields) if dtype.fields else 1
-    flat = _voxels(path, int(image.dataobj.offset), header.num_voxels * header.components // fields, dtype)
+    count = header.num_voxels * header.components // fields
+    flat = read_voxels(loaded.voxel_file, loaded.offset, count, dtype)
     if dtype.fields:
         stored = flat.view(np.uint8).reshape(fields, *header.geometry.shape, order="F")
     else:
         stored = np.moveaxis(flat.reshape(*header.geometry.shape, header.components, order="F"), 3, 0)
-    return _scaled(stored, float(image.dataobj.slope), float(image.dataobj.inter)), header
+    return _scaled(stored, loaded.slope, loaded.inter), header
 
 
-def _load(path: Path) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A header, and what it says of the voxels.
+
+    Attributes:
+        header: nibabel's.
+        shape: As stored, any number of axes.
+        voxel_file: The second file of a pair, else the file itself.
+        offset: Bytes before the voxels.
+        slope: Of the scaling; 1 where there is none.
+        inter: Of the scaling; 0 where there is none.
+    """
+
+    header: Any
+    shape: tuple[int, ...]
+    voxel_file: Path
+    offset: int
+    slope: float
+    inter: float
+
+
+def _load(path: Path) -> _Loaded:
+    """The header without its extensions: nothing of them is needed, and their lengths may say anything."""
+    is_pair = path.suffix.lower() == PAIR_ENDING
     try:
-        image: Any = nib.load(path)
-        image.header.get_data_dtype()
-        image.header.get_data_shape()
+        with open_stream(path) as stream:
+            block = stream.read(_NIFTI2_BYTES)
+        kind = _header_class(path, block, is_pair=is_pair)
+        header = kind(block[: kind.template_dtype.itemsize])
+        header.get_data_dtype()
+        shape = tuple(int(size) for size in header.get_data_shape())
+        offset = int(header.get_data_offset())
+        slope, inter = header.get_slope_inter()
     except _HEADER_PROBLEMS as problem:
-        reason = _gzip_damage(path) or _one_line(problem)
+        reason = gzip_damage(path) or one_line(problem)
         raise broken(path, f"the NIfTI header cannot be read ({reason})") from None
-    if not isinstance(image, nib.nifti1.Nifti1Pair):
-        raise broken(path, "it is not a NIfTI file")
-    return image
+    if offset < (0 if is_pair else int(header["sizeof_hdr"])):
+        raise broken(path, f"the header says that the voxels begin at byte {offset}, inside itself")
+    voxel_file = pair_voxels(path) if is_pair else path
+    scale = (1.0, 0.0) if slope is None else (float(slope), float(inter))
+    return _Loaded(header, shape, voxel_file, offset, *scale)
 
 
-def _gzip_damage(path: Path) -> str:
-    """What is wrong with a .gz file as such, which nibabel reports as an unknown file type; "" when nothing is."""
-    if not _is_gzip_name(path):
-        return ""
-    try:
-        with gzip.open(path) as stream:
-            stream.read(CHUNK_BYTES)
-    except _STREAM_PROBLEMS as problem:
-        return f"it is damaged or truncated: {_one_line(problem)}"
-    return ""
+def _header_class(path: Path, block: bytes, *, is_pair: bool) -> Any:
+    """The class of a header, told by its mark.
+
+    Raises:
+        DatasetError: It has none.
+    """
+    if nib.Nifti1Header.may_contain_header(block):
+        return nib.nifti1.Nifti1PairHeader if is_pair else nib.Nifti1Header
+    if nib.Nifti2Header.may_contain_header(block):
+        return nib.nifti2.Nifti2PairHeader if is_pair else nib.Nifti2Header
+    if nib.AnalyzeHeader.may_contain_header(block):
+        raise broken(path, "it is not a NIfTI file but an Analyze file, which does not say where left and right are")
+    reason = gzip_damage(path)
+    raise broken(path, f"it is not a NIfTI file{reason and f' ({reason})'}")
 
 
-def _is_gzip_name(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
-
-
-def _one_line(problem: BaseException) -> str:
-    return (str(problem).splitlines() or [type(problem).__name__])[0].rstrip(".")
-
-
-def _header(path: Path, image: Any) -> ImageHeader:
-    dtype = image.header.get_data_dtype()
-    shape = tuple(int(size) for size in image.shape)
+def _header(path: Path, loaded: _Loaded) -> ImageHeader:
+    dtype = loaded.header.get_data_dtype()
+    shape = loaded.shape
     grid, components = _grid_and_components(path, shape)
     if dtype.fields:
         if components != 1:
@@ -109,9 +138,8 @@ def _header(path: Path, image: Any) -> ImageHeader:
     elif dtype.kind not in "iuf":
         raise DatasetError(f"{path}: voxels of type {dtype} cannot be used; they must be integers or real numbers")
     promised = math.prod(shape) * dtype.itemsize
-    compressed = _is_gzip_name(path)
-    require_room(path, promised, offset=int(image.dataobj.offset), compressed=compressed)
-    return ImageHeader(_geometry(path, image, grid, is_2d=len(shape) == 2), components, str(dtype))
+    require_room(loaded.voxel_file, promised, offset=loaded.offset, compressed=is_gzip_name(loaded.voxel_file))
+    return ImageHeader(_geometry(path, loaded.header, grid, is_2d=len(shape) == 2), components, str(dtype))
 
 
 def _grid_and_components(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
@@ -124,8 +152,7 @@ def _grid_and_components(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int,
     return (padded[0], padded[1], padded[2]), rest[0] if rest else 1
 
 
-def _geometry(path: Path, image: Any, shape: tuple[int, int, int], *, is_2d: bool) -> Geometry:
-    header = image.header
+def _geometry(path: Path, header: Any, shape: tuple[int, int, int], *, is_2d: bool) -> Geometry:
     qform_code = int(header["qform_code"])
     qform = None
     if qform_code > 0:
@@ -133,13 +160,18 @@ def _geometry(path: Path, image: Any, shape: tuple[int, int, int], *, is_2d: boo
             qform = np.asarray(header.get_qform(), np.float64)
         except (ValueError, nib.spatialimages.HeaderDataError):
             qform_code = 0  # a quaternion that is none says nothing
-    affine = np.array(image.affine, np.float64)
+    affine = _best_affine(path, header)
     if shape[2] == 1:
         affine = _with_third_axis(affine)
-    try:
+    with located(path):
         return Geometry(shape, affine, is_2d, int(header["sform_code"]), qform_code, qform)
-    except GeometryError as problem:
-        raise GeometryError(f"{path}: {problem.message}", hint=problem.hint) from None
+
+
+def _best_affine(path: Path, header: Any) -> NDArray[np.float64]:
+    try:
+        return np.array(header.get_best_affine(), np.float64)
+    except (ValueError, nib.spatialimages.HeaderDataError) as problem:
+        raise GeometryError(f"{path}: the header gives no affine ({one_line(problem)})") from None
 
 
 def _with_third_axis(affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -151,37 +183,6 @@ def _with_third_axis(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     if length > 0:
         affine[:3, 2] = normal / length
     return affine
-
-
-def _voxels(path: Path, offset: int, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The stored numbers, flat, in native byte order; gzip is read to its end so that its checksum is tested."""
-    size = count * dtype.itemsize
-    opener = gzip.open if _is_gzip_name(path) else open
-    try:
-        with cast(IO[bytes], opener(path, "rb")) as stream:
-            stream.seek(offset)
-            data = _at_most(stream, size)
-            while stream.read(CHUNK_BYTES):
-                pass
-    except _STREAM_PROBLEMS as problem:
-        raise broken(
-            path, f"the voxels cannot be read, the file is damaged or truncated ({_one_line(problem)})"
-        ) from None
-    if len(data) < size:
-        raise broken(path, f"the file is truncated: it holds {len(data):,} of {size:,} bytes of voxels")
-    flat: NDArray[Any] = np.frombuffer(data, dtype)
-    return flat if dtype.isnative else flat.astype(dtype.newbyteorder("="))
-
-
-def _at_most(stream: IO[bytes], size: int) -> bytearray:
-    """Up to `size` bytes; memory grows with what the file really holds, not with what its header promises."""
-    data = bytearray()
-    while len(data) < size:
-        chunk = stream.read(min(CHUNK_BYTES, size - len(data)))
-        if not chunk:
-            break
-        data += chunk
-    return data
 
 
 def _scaled(stored: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""2D pictures (PNG, TIFF, JPEG, BMP): column, row and one slice become (I, J, K).
+"""2D pictures (PNG, TIFF, JPEG, BMP): column, row and one slice become (I, J, K). Of TIFF also stacks; see `tiff.py`.
 
 Pictures carry no place in the world: their spacing is 1 and their affine the identity. The dots-per-inch tags of PNG
 and TIFF are not taken for a spacing: they describe paper (72, 96, 300), and sets that mix files with and without them
@@ -20,14 +20,14 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from autoseg.domain.endings import LOSSY_ENDINGS, TIFF_ENDINGS
 from autoseg.domain.geometry import Geometry
 from autoseg.errors import DatasetError
 from autoseg.io.content import broken, require_room
 from autoseg.io.files import atomic_path
 from autoseg.io.header import ImageHeader
+from autoseg.io.tiff import picture_geometry, read_tiff, read_tiff_header, write_tiff
 
-_TIFF = (".tif", ".tiff")
-_LOSSY = (".jpg", ".jpeg")
 _PNG_HEADER_BYTES = 26
 _PNG_DEPTH_AT, _PNG_COLOUR_AT = 24, 25
 """Where PNG keeps bit depth and colour type. Source: PNG specification, sections 5.2 and 11.2.1 (IHDR)."""
@@ -35,6 +35,9 @@ _PNG_DEPTH_AT, _PNG_COLOUR_AT = 24, 25
 _PNG_COLOUR_OR_ALPHA = (2, 4, 6)
 _SPREAD_BY_DEPTH = {2: 85, 4: 17}
 """Pillow spreads grey levels of 2 and 4 bits over 0 ... 255; label values need the stored numbers."""
+
+_NO_COLOURS_OF_OURS = ("CMYK", "YCbCr", "LAB", "HSV")
+"""Their last plane could be taken for an alpha, and their first ones for red, green and blue."""
 
 _PICTURE_PROBLEMS = (
     UnidentifiedImageError,
@@ -50,52 +53,45 @@ _PICTURE_PROBLEMS = (
     # tifffile looks at tags when they are used, so damaged ones come as whatever Python makes of them.
     TypeError,
     AttributeError,
+    AssertionError,
     ArithmeticError,
     struct.error,
     zlib.error,
 )
 
 
-def picture_geometry(columns: int, rows: int) -> Geometry:
-    """The grid of a picture: (I, J, K) = (columns, rows, 1), spacing 1, at the origin."""
-    return Geometry((columns, rows, 1), np.eye(4), is_2d=True)
-
-
 def read_picture_header(path: Path) -> ImageHeader:
-    """Size and components of a picture, without its pixels.
+    """Size and components of a picture or TIFF stack, without its pixels.
 
     Raises:
-        DatasetError: It cannot be read, or has several pages.
+        DatasetError: It cannot be read, or has several frames.
     """
     try:
-        return _tiff_header(path) if path.suffix.lower() in _TIFF else _pillow_header(path)
+        return read_tiff_header(path) if path.suffix.lower() in TIFF_ENDINGS else _pillow_header(path)
     except _PICTURE_PROBLEMS as problem:
         raise _unreadable(path, problem) from None
 
 
 def read_picture(path: Path) -> tuple[NDArray[Any], ImageHeader]:
-    """All pixels as (C, I, J, 1), colours and alpha as stored; palettes give their indices.
+    """All pixels as (C, I, J, K), colours and alpha as stored; palettes give their indices. K is 1 but for TIFF stacks.
 
     Raises:
-        DatasetError: It is broken, truncated, or has several pages.
+        DatasetError: It is broken, truncated, or has several frames.
     """
-    header = read_picture_header(path)
     try:
-        pixels = _tiff_pixels(path) if path.suffix.lower() in _TIFF else _pillow_pixels(path)
+        pixels, header = read_tiff(path) if path.suffix.lower() in TIFF_ENDINGS else _read_by_pillow(path)
     except _PICTURE_PROBLEMS as problem:
         raise _unreadable(path, problem) from None
+    expected = (header.components, *header.shape)
+    if pixels.shape != expected or pixels.dtype.kind not in "biuf":
+        raise broken(path, f"the pixels are {pixels.dtype} of shape {pixels.shape}, the header says {expected}")
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8)
     elif pixels.dtype.kind == "f":
         pixels = pixels.astype(np.float32, copy=False)
     if not pixels.dtype.isnative:
         pixels = pixels.astype(pixels.dtype.newbyteorder("="))
-    if pixels.ndim == 2:
-        pixels = pixels[..., np.newaxis]
-    expected = (header.shape[1], header.shape[0], header.components)
-    if pixels.shape != expected or pixels.dtype.kind not in "iuf":
-        raise broken(path, f"the pixels are {pixels.dtype} of shape {pixels.shape}, the header says {expected}")
-    return pixels.transpose(2, 1, 0)[..., np.newaxis], header
+    return pixels, header
 
 
 def _unreadable(path: Path, problem: BaseException) -> DatasetError:
@@ -107,14 +103,26 @@ def _unreadable(path: Path, problem: BaseException) -> DatasetError:
     return broken(path, f"the picture cannot be read ({(str(problem).splitlines() or [type(problem).__name__])[0]})")
 
 
+def _read_by_pillow(path: Path) -> tuple[NDArray[Any], ImageHeader]:
+    header = _pillow_header(path)
+    pixels = _pillow_pixels(path)
+    planes = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+    return planes.transpose(2, 1, 0)[..., np.newaxis], header
+
+
 def _pillow_header(path: Path) -> ImageHeader:
     with Image.open(path) as image:
         if getattr(image, "n_frames", 1) > 1:
             raise DatasetError(f"{path}: the picture has {image.n_frames} frames; only one is supported")  # type: ignore[attr-defined]
         columns, rows = image.size
-        bands = len(image.getbands())
+        bands = image.getbands()
+        if image.mode in _NO_COLOURS_OF_OURS:
+            raise DatasetError(
+                f"{path}: the picture has the colours {', '.join(bands)}; grey, RGB and palettes are supported",
+                hint="Convert it to RGB.",
+            )
     require_room(path, columns * rows // 8, compressed=True)
-    return ImageHeader(picture_geometry(columns, rows), bands, _pillow_dtype(path))
+    return ImageHeader(picture_geometry(columns, rows), len(bands), _pillow_dtype(path), is_colour=True)
 
 
 def _png_depth_and_colour(path: Path) -> tuple[int, int]:
@@ -142,63 +150,30 @@ def _pillow_pixels(path: Path) -> NDArray[Any]:
     return pixels
 
 
-def _tiff_header(path: Path) -> ImageHeader:
-    with tifffile.TiffFile(path) as file:
-        if len(file.pages) != 1:
-            raise DatasetError(
-                f"{path}: the TIFF file has {len(file.pages)} pages; only pictures of one page are supported",
-                hint="Store the stack as .nii.gz or .nrrd, which carry a voxel size.",
-            )
-        page = file.pages.first
-        rows, columns = int(page.imagelength), int(page.imagewidth)
-        components = int(page.samplesperpixel)
-        dtype = str(page.dtype)
-        stored = sum(page.databytecounts)
-    if min(rows, columns, components) < 1:
-        raise broken(path, f"the header says {columns} columns, {rows} rows, {components} components")
-    promised = rows * columns * components * np.dtype(dtype).itemsize
-    require_room(path, stored, compressed=False)
-    require_room(path, promised, compressed=page.compression != tifffile.COMPRESSION.NONE)
-    return ImageHeader(picture_geometry(columns, rows), components, dtype)
-
-
-def _tiff_pixels(path: Path) -> NDArray[Any]:
-    with tifffile.TiffFile(path) as file:
-        page = file.pages.first
-        pixels = np.asarray(page.asarray())
-        is_planar = page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
-    return np.moveaxis(pixels, 0, -1) if is_planar else pixels
-
-
-def write_picture(path: Path, array: NDArray[Any]) -> None:
-    """Write (I, J, 1) or (C, I, J, 1) losslessly; atomic.
+def write_picture(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    """Write (I, J, 1) or (C, I, J, 1) losslessly, or a stack as TIFF; atomic.
 
     Args:
-        path: .png or .bmp (integers of 8 bits; PNG grey of 16 bits too), or .tif (any type).
-        array: One slice; one channel, or three for colour.
+        path: .png or .bmp (integers of 8 bits; PNG grey of 16 bits too), or .tif (any type, any number of slices).
+        array: One slice but for TIFF; one channel, or three for colour.
+        geometry: The grid; TIFF stacks keep its spacing.
 
     Raises:
         DatasetError: The format cannot hold the array without loss.
     """
     ending = path.suffix.lower()
     channels_first = array if array.ndim == 4 else array[np.newaxis]
+    if ending in TIFF_ENDINGS:
+        write_tiff(path, channels_first, geometry)
+        return
     if channels_first.shape[3] != 1:
         raise DatasetError(f"{path}: a picture has one slice, got shape {array.shape}")
     pixels = np.ascontiguousarray(channels_first[..., 0].transpose(2, 1, 0))
     if pixels.shape[2] == 1:
         pixels = pixels[..., 0]
-    if ending in _LOSSY:
+    if ending in LOSSY_ENDINGS:
         raise DatasetError(f"{path}: JPEG changes values; write .png instead")
-    if (
-        ending not in _TIFF
-        and pixels.dtype != np.uint8
-        and not (ending == ".png" and pixels.dtype == np.uint16 and pixels.ndim == 2)
-    ):
+    if pixels.dtype != np.uint8 and not (ending == ".png" and pixels.dtype == np.uint16 and pixels.ndim == 2):
         raise DatasetError(f"{path}: {ending} cannot hold {pixels.dtype} of shape {pixels.shape}; write .tif instead")
     with atomic_path(path) as temporary:
-        if ending in _TIFF:
-            tifffile.imwrite(
-                temporary, pixels, compression="zlib", photometric="rgb" if pixels.ndim == 3 else "minisblack"
-            )
-        else:
-            Image.fromarray(pixels).save(temporary)
+        Image.fromarray(pixels).save(temporary)

@@ -51,6 +51,12 @@ def test_for_one_channel_each_other_file_is_a_case(tmp_path: Path) -> None:
     }
 
 
+def test_two_files_for_one_channel_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_cases(touch(tmp_path, "a_0000.nii.gz", "a_0001.nrrd", "a_0001.mha"), 2)
+    assert "case a: a_0001.nrrd and a_0001.mha claim to be one channel" in str(caught.value)
+
+
 def write(folder: Path, name: str, channels: int) -> Path:
     pixels = np.full((5, 4, channels), 255, np.uint8)
     pixels[:, 0] = np.arange(channels, dtype=np.uint8)

@@ -456,3 +456,58 @@ def test_a_table_has_a_column_of_annotated_classes(tmp_path: Path) -> None:
     ]
     dataset = load_dataset(write(tmp_path / "t.csv", "\n".join(rows)))
     assert [case.annotated for case in dataset.cases] == [None, ("left kidney",), None]
+
+
+def test_one_set_may_mix_file_endings(tmp_path: Path) -> None:
+    folder = raw_layout(tmp_path, ("a",), channels=2)
+    for name in ("imagesTr/b_0000.nrrd", "imagesTr/b_0001.mha", "labelsTr/b.nii", "imagesTs/t_0000.mgz"):
+        write(folder / name)
+    write(folder / "imagesTs/t_0001.nii.gz")
+    dataset = load_dataset(folder)
+    assert [Path(file).name for file in dataset.case("b").files] == ["b_0000.nrrd", "b_0001.mha", "b.nii"]
+    assert [Path(file).name for file in dataset.test_cases[-1].images] == ["t_0000.mgz", "t_0001.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("imagesTr/b_0000.nrrd", "imagesTr/b_0000.mha", "labelsTr/b.nii"),
+            "b_0000.mha and b_0000.nrrd claim to be channel 0",
+        ),
+        (("imagesTr/b_0000.nrrd", "labelsTr/b.nii", "labelsTr/b.mha"), "b.mha and b.nii claim to be the label map"),
+    ],
+)
+def test_two_files_for_one_place_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    folder = raw_layout(tmp_path, ("a",))
+    for name in names:
+        write(folder / name)
+    with pytest.raises(DatasetError, match=message):
+        load_dataset(folder)
+
+
+def test_of_two_files_that_of_the_declared_ending_is_taken_with_a_warning(tmp_path: Path) -> None:
+    folder = raw_layout(tmp_path, ("a",))
+    write(folder / "imagesTr/a_0000.mha")
+    dataset, findings = resolve_dataset(folder)
+    assert dataset is not None
+    assert dataset.cases[0].images[0].endswith("a_0000.nii.gz")
+    assert [(item.code, item.severity, item.case) for item in findings] == [("double-file", "warning", "a")]
+
+
+def test_listed_files_are_found_under_another_ending(tmp_path: Path) -> None:
+    write(tmp_path / "imagesTr/a.nrrd")
+    write(tmp_path / "labelsTr/a.mha")
+    entries = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
+    write(tmp_path / "dataset.json", {"modality": {"0": "CT"}, "labels": LABELS, "training": entries})
+    (case,) = load_dataset(tmp_path).cases
+    assert [Path(file).name for file in case.files] == ["a.nrrd", "a.mha"]
+
+
+def test_label_maps_that_are_not_written_are_predicted_in_a_format_that_is(tmp_path: Path) -> None:
+    for ending, written in ((".mnc", ".nii.gz"), (".hdr", ".nii.gz"), (".mgz", ".mgz"), (".tif", ".tif")):
+        folder = tmp_path / ending[1:]
+        write(folder / f"imagesTr/a_0000{ending}")
+        write(folder / f"labelsTr/a{ending}")
+        write(folder / "dataset.json", {"channel_names": ["CT"], "labels": LABELS})
+        assert load_dataset(folder).file_ending == written
