@@ -16,9 +16,11 @@ from autoseg.io.maps import MapStore, OutOfFoldMaps
 from autoseg.io.model import PREVIOUS_WEIGHTS, Model, load_model, read_card
 from autoseg.io.run_folder import RunFolder, fold_name, is_trained, trained_folds_in
 from autoseg.pipeline.cases import SILENT, map_cases
+from autoseg.pipeline.disk import DiskGuard, most_bytes
+from autoseg.pipeline.needs import preparing_bytes
+from autoseg.pipeline.tasks import Done, MapSource, PreparingMaps
 from autoseg.preprocessing.prepare import cache_digest
-from autoseg.preprocessing.previous import prepare_previous
-from autoseg.runtime import Progress, one_core_each
+from autoseg.runtime import Progress
 from autoseg.training.cascade import PreviousStage
 from autoseg.training.records import VALIDATION_FOLDER, VALIDATION_SUMMARY_FILE, FoldCases, read_run
 
@@ -159,21 +161,34 @@ def prepare_maps(
     root = run_folder.cache_folder(f"{name}-{MAPS_SUFFIX}", cache_digest(part.preprocess, dataset.labels))
     stores = {case_id: MapStore(root / fold_name(item.fold), item.weights_sha256) for case_id, item in found.items()}
 
-    def files(case: Case) -> tuple[str, ...]:
-        return (*case.images, str(found[case.id].label_map))
-
-    cases = [dataset.case(case_id) for case_id in found]
-    missing = [case for case in cases if not stores[case.id].is_current(case.id, files(case))]
-    if missing:
-        map_cases(
-            lambda case: prepare_previous(
-                case, found[case.id].label_map, part.preprocess, dataset.labels, stores[case.id]
-            ),
-            missing,
-            description=f"Preprocessing the label maps of {part.previous_stage}",
-            progress=progress,
-            initializer=one_core_each(),
+    sources = {
+        case_id: MapSource(
+            label_map=str(item.label_map), folder=str(stores[case_id].folder), weights_sha256=item.weights_sha256
         )
+        for case_id, item in found.items()
+    }
+    for folder in {store.folder for store in stores.values()}:
+        remove_leftovers(folder)
+    cases = [dataset.case(case_id) for case_id in found]
+    missing = [case for case in cases if not stores[case.id].is_current(case.id, sources[case.id].files(case))]
+    if missing:
+        fingerprint = run_folder.read_fingerprint()
+        # A map is smaller than image and labels.
+        sizes = most_bytes(missing, part.preprocess, fingerprint)
+        guard = DiskGuard(root, [(stores[case_id].path(case_id), size) for case_id, size in sizes.items()])
+        with guard.room():
+            map_cases(
+                PreparingMaps(
+                    plan=part.preprocess,
+                    labels=dataset.labels,
+                    sources={case.id: sources[case.id] for case in missing},
+                ),
+                Done,
+                missing,
+                preparing_bytes(missing, part.preprocess, fingerprint),
+                description=f"Preprocessing the label maps of {part.previous_stage}",
+                progress=progress,
+            )
     weights = {fold_name(item.fold): item.weights_sha256 for item in found.values()}
     return PreviousStage(part.previous_stage, OutOfFoldMaps(stores), dict(sorted(weights.items())))
 

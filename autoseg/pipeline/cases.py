@@ -6,9 +6,10 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from autoseg.domain.dataset import Case
+from autoseg.domain.values import Value
 from autoseg.errors import AutosegError, DatasetError, DeviceMemoryError
 from autoseg.machine import MemoryGate, host_memory_bytes
 from autoseg.pipeline.disk import FULL_DISK
@@ -19,8 +20,7 @@ from autoseg.runtime import NoProgress, Progress, num_cpus, one_core_each
 
 __all__ = ["SILENT", "annotated_names", "labels_of", "map_cases"]
 
-R_co = TypeVar("R_co", covariant=True)
-R = TypeVar("R")
+R = TypeVar("R", bound=Value)
 SILENT = NoProgress()
 
 log = logging.getLogger("autoseg")
@@ -40,13 +40,6 @@ _BUSY_INTERVAL_S = 0.2
 
 _TELL_INTERVAL_S = 30.0
 """Between two messages about them: their owner may have died on another host."""
-
-
-class _Task(Protocol[R_co]):
-    """What is done with a case, and how its answer is read."""
-
-    def answer(self, text: str) -> R_co:
-        """The result from its JSON."""
 
 
 class _CaseMap:
@@ -83,27 +76,34 @@ class _CaseMap:
         """Do all cases: first those that nobody else is at, then those; last, alone, those that were killed."""
         self._warn_of_large(cases)
         self._together(cases)
+        self._wait_for_others()
+        killed, self._killed = self._killed, []
+        self.workers.rest()
+        for case in killed:
+            log.warning("case %s is tried again, alone", case.id)
+            self._collect(case, self._ask(case), is_last_try=True)
+            self._wait_for_others(is_last_try=True)
+
+    def _wait_for_others(self, *, is_last_try: bool = False) -> None:
+        """Do the cases that other processes were at, as soon as they are not."""
         told_at = time.monotonic() + _TELL_INTERVAL_S
         while self._busy:
             time.sleep(_BUSY_INTERVAL_S)
             busy, self._busy = self._busy, []
-            self._together(busy, tell_busy=time.monotonic() >= told_at)
-            if time.monotonic() >= told_at:
+            is_time = time.monotonic() >= told_at
+            self._together(busy, tell_busy=is_time, is_last_try=is_last_try)
+            if is_time:
                 told_at += _TELL_INTERVAL_S
-        killed, self._killed = self._killed, []
-        for case in killed:
-            log.warning("case %s is tried again, alone", case.id)
-            self._collect(case, self._ask(case), is_last_try=True)
 
-    def _together(self, cases: Sequence[Case], *, tell_busy: bool = False) -> None:
+    def _together(self, cases: Sequence[Case], *, tell_busy: bool = False, is_last_try: bool = False) -> None:
         settle = one_core_each()
         pool = ThreadPoolExecutor(max_workers=min(num_cpus(), len(cases)), initializer=settle)
         try:
             futures = {pool.submit(self._ask, case): case for case in cases}
             for future in as_completed(futures):
-                self._collect(futures[future], future.result(), tell_busy=tell_busy)
+                self._collect(futures[future], future.result(), tell_busy=tell_busy, is_last_try=is_last_try)
         except BaseException:
-            # Whoever stops does not wait for what is in work: ending the processes ends the calls, too.
+            # Whoever stops does not wait for what is in work: ending the processes ends the calls.
             pool.shutdown(wait=False, cancel_futures=True)
             self.workers.stop()
             raise
@@ -178,7 +178,7 @@ class _CaseMap:
 
 def map_cases(
     task: Task,
-    read: _Task[R],
+    kind: type[R],
     cases: Sequence[Case],
     needs: Mapping[str, int],
     *,
@@ -186,4 +186,50 @@ def map_cases(
     progress: Progress = SILENT,
     after_each: Callable[[], None] | None = None,
 ) -> tuple[R, ...]:
-    ...
+    """Do a task with every case, as many at a time as there are cores and memory; results in the order of the cases.
+
+    Every failing case is collected, so that one run names them all. Cases that other processes are at are left for
+    last. Where memory could run out each case is done in a process of its own: one that the system kills is named and
+    tried again with nothing beside it.
+
+    Args:
+        task: What to do with a case.
+        kind: Of its results.
+        cases: All of them.
+        needs: Bytes of memory that each case takes, by its id.
+        description: Of the task, for people.
+        progress: One step a case.
+        after_each: Called when a case is done; what it raises stops the work.
+
+    Raises:
+        DatasetError: Some cases failed; each is a problem of it.
+        DeviceMemoryError: Cases need more memory than there is, even alone.
+        OSError: The disk is full.
+    """
+    progress.start(description, len(cases))
+    if not cases:
+        progress.finish("0 cases")
+        return ()
+    work = _CaseMap(task, needs, progress, after_each)
+    with work.workers:
+        work.run(cases)
+    if work.problems:
+        raise DatasetError(
+            f"{len(work.problems) + len(work.too_large)} of {len(cases)} cases cannot be used",
+            problems=sorted(work.problems + work.too_large),
+            hint="Repair or remove them; `autoseg check` lists everything that is wrong with a data set.",
+        )
+    if work.too_large:
+        raise DeviceMemoryError(
+            f"{len(work.too_large)} of {len(cases)} cases need more memory than there is; the others are done",
+            problems=sorted(work.too_large),
+            hint="Stop what else uses the memory, use a larger machine, or take these cases out of the data set; the "
+            "same command goes on with what is missing.",
+        )
+    progress.finish(f"{len(cases)} cases")
+    return tuple(kind.from_json(work.results[case.id], f"the result of case {case.id}") for case in cases)
+
+
+def annotated_names(cases: Iterable[Case]) -> dict[str, tuple[str, ...]]:
+    """The classes that were annotated, of the cases in which not all were, by case id."""
+    return {case.id: case.annotated for case in cases if case.annotated is not None}

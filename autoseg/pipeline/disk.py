@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from math import ceil, prod
 from pathlib import Path
 
+from autoseg.domain.dataset import Case
 from autoseg.domain.fingerprint import Fingerprint
 from autoseg.domain.plan import PreprocessPlan
 from autoseg.errors import ConfigError
-from autoseg.io.store import LOCATIONS_FRACTION, MIN_LOCATIONS, CaseStore
+from autoseg.io.store import LOCATIONS_FRACTION, MIN_LOCATIONS
 from autoseg.planning.kept import FLOAT32_BYTES
 from autoseg.planning.memory import LABEL_BYTES
 
@@ -68,6 +69,14 @@ def cached_bytes(plan: PreprocessPlan, fingerprint: Fingerprint) -> list[float]:
     ]
 
 
+def most_bytes(cases: Iterable[Case], plan: PreprocessPlan, fingerprint: Fingerprint) -> dict[str, float]:
+    """The most disk that each of these cases can take; of those that the fingerprint does not know, their mean."""
+    sizes = cached_bytes(plan, fingerprint)
+    known = {case.case: size for case, size in zip(fingerprint.cases, sizes, strict=False)}
+    mean = sum(sizes) / len(sizes)
+    return {case.id: known.get(case.id, mean) for case in cases}
+
+
 def _num_locations(fingerprint: Fingerprint, number: int, voxels: int) -> int:
     """Positions in the tables of a case; without counts of its classes each is taken to have enough voxels."""
     if not fingerprint.cases:
@@ -81,13 +90,13 @@ class DiskGuard:
     """Sees to it that work which does not fit on the disk stops early, and says how much room it needs.
 
     Args:
-        store: What is being filled.
-        most_bytes: For each case, the most that it can take.
+        folder: What is being filled.
+        files: For each case, where it will be, and the most that it can take.
     """
 
-    def __init__(self, store: CaseStore, most_bytes: Mapping[str, float]) -> None:
-        self._store = store
-        self._most = most_bytes
+    def __init__(self, folder: Path, files: Iterable[tuple[Path, float]]) -> None:
+        self._folder = folder
+        self._files = tuple(files)
         self._next_look = 0.0
 
     def check(self) -> None:
@@ -122,26 +131,26 @@ class DiskGuard:
     def _needed(self) -> tuple[float, bool]:
         """Bytes that the cases which are not there yet will take, and whether those that are there tell."""
         there, missing, taken, count = 0.0, 0.0, 0, 0
-        for case_id, most in self._most.items():
+        for path, most in self._files:
             size = 0
             with suppress(OSError):
-                size = self._store.path(case_id).stat().st_size
+                size = path.stat().st_size
             if size:
                 there, taken, count = there + most, taken + size, count + 1
             else:
                 missing += most
-        if count < min(_ENOUGH_CASES, len(self._most)):
+        if count < min(_ENOUGH_CASES, len(self._files)):
             return missing, False
         return missing * taken / there, True
 
     def _free(self) -> int:
-        folder = next(path for path in (self._store.folder, *self._store.folder.absolute().parents) if path.exists())
+        folder = next(path for path in (self._folder, *self._folder.absolute().parents) if path.exists())
         return shutil.disk_usage(folder).free
 
     def _error(self, needed: float, *, is_measured: bool) -> ConfigError:
-        missing = sum(not self._store.path(case_id).is_file() for case_id in self._most)
+        missing = sum(not path.is_file() for path, _ in self._files)
         return ConfigError(
-            f"the disk of {self._store.folder} is too full: the {missing} cases that are not preprocessed yet need "
+            f"the disk of {self._folder} is too full: the {missing} cases that are not preprocessed yet need "
             f"{'about' if is_measured else 'at most'} {_megabytes(needed)}, {_megabytes(self._free())} are free",
             hint="Make room, or plan into a folder on another disk. Nothing is lost: the same command goes on with the "
             "cases that are missing.",

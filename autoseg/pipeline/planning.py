@@ -20,7 +20,7 @@ from autoseg.errors import PlanError
 from autoseg.io.files import read_json
 from autoseg.io.images import read_case, read_labels
 from autoseg.io.run_folder import RunFolder
-from autoseg.pipeline.cases import SILENT, encode_labels, labels_of, map_cases
+from autoseg.pipeline.cases import SILENT, map_cases
 from autoseg.pipeline.folds import require_fitting, tell_splits
 from autoseg.pipeline.forecast import Measurements, earlier_forecast, make_forecast
 from autoseg.pipeline.host import Target, budget_of
@@ -65,18 +65,24 @@ def measure(dataset: Dataset, *, progress: Progress = SILENT) -> Fingerprint:
     """
     schema, channels = dataset.labels, tuple(channel.name for channel in dataset.channels)
 
-    def measure_one(case: Case) -> CaseStats:
-        volume = read_case(case, len(channels))
-        labels, _ = read_labels(labels_of(case), volume.geometry)
-        found = measure_case(volume, encode_labels(dataset, case, labels), case.id, schema.num_values)
-        counts = schema.region_table()[:, 1:] @ np.array(found.class_voxels)
-        known = schema.annotated_row(case.annotated)
-        # Voxels of a class that was not annotated in this case are strays: the case says nothing about it.
-        voxels = tuple(int(count) if is_known else 0 for count, is_known in zip(counts, known, strict=True))
-        return found.model_copy(update={"class_voxels": voxels})
-
-    stats = map_cases(measure_one, dataset.cases, description="Measuring", progress=progress)
+    stats = map_cases(
+        Measuring(labels=schema, num_channels=len(channels)),
+        CaseStats,
+        dataset.cases,
+        measuring_bytes(dataset.cases, len(channels)),
+        description="Measuring",
+        progress=progress,
+    )
+    stats = tuple(_of_annotated(found, schema, case) for found, case in zip(stats, dataset.cases, strict=True))
     return merge(stats, channels, schema.num_classes)
+
+
+def _of_annotated(found: CaseStats, schema: LabelSchema, case: Case) -> CaseStats:
+    """Voxels of each class or region, 0 where it was not annotated: the case says nothing about strays."""
+    counts = schema.region_table()[:, 1:] @ np.array(found.class_voxels)
+    known = schema.annotated_row(case.annotated)
+    voxels = tuple(int(count) if is_known else 0 for count, is_known in zip(counts, known, strict=True))
+    return found.model_copy(update={"class_voxels": voxels})
 
 
 def plan(

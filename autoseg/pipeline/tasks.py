@@ -52,10 +52,6 @@ class Measuring(Value):
             raise DatasetError(f"{case.labels}: {problem}") from None
         return measure_case(volume, indices, case.id, self.labels.num_values)
 
-    def answer(self, text: str) -> CaseStats:
-        """What `run` returned, from its JSON."""
-        return CaseStats.model_validate_json(text)
-
 
 class Preparing(Value):
     """Put a case into the cache.
@@ -76,10 +72,6 @@ class Preparing(Value):
         return Done(
             was_needed=prepare_case(case, self.plan, self.labels, CaseStore(Path(self.folder)), wait=False),
         )
-
-    def answer(self, text: str) -> Done:
-        """What `run` returned, from its JSON."""
-        return Done.model_validate_json(text)
 
 
 class MapSource(Value):
@@ -126,10 +118,6 @@ class PreparingMaps(Value):
             case, Path(source.label_map), self.plan, self.labels, source.store, wait=False
         )
         return Done(was_needed=was_needed)
-
-    def answer(self, text: str) -> Done:
-        """What `run` returned, from its JSON."""
-        return Done.model_validate_json(text)
 
 
 AnyTask = Annotated[Measuring | Preparing | PreparingMaps, Field(discriminator="kind")]

@@ -19,10 +19,13 @@ from autoseg.io.run_folder import FOLD_ALL, RunFolder
 from autoseg.io.store import CaseStore
 from autoseg.pipeline.cascade import FoldName, OutOfFold, out_of_fold, prepare_maps
 from autoseg.pipeline.cases import SILENT, annotated_names, labels_of, map_cases
+from autoseg.pipeline.disk import DiskGuard, most_bytes
 from autoseg.pipeline.folds import require_fitting
 from autoseg.planning.overrides import apply_overrides
-from autoseg.preprocessing.prepare import cache_digest, prepare_case
-from autoseg.runtime import Progress, num_cpus, one_core_each
+from autoseg.preprocessing.prepare import cache_digest
+from autoseg.pipeline.needs import preparing_bytes
+from autoseg.pipeline.tasks import Done, Preparing
+from autoseg.runtime import Progress, num_cpus
 from autoseg.training import records
 from autoseg.training.cascade import PreviousStage
 from autoseg.training.trainer import train_fold
@@ -76,19 +79,30 @@ def prepare(
 
     Raises:
         DatasetError: Cases that cannot be prepared, all of them.
+        DeviceMemoryError: Cases need more memory than there is.
+        ConfigError: The disk is too full.
     """
     preprocess = planned.configurations[name].preprocess
     owner = next(other for other, part in planned.configurations.items() if part.preprocess == preprocess)
     store = CaseStore(run_folder.cache_folder(owner, cache_digest(preprocess, dataset.labels)))
+    # What a killed process left behind takes room.
+    remove_leftovers(store.folder)
     missing = [case for case in dataset.cases if not store.is_current(case.id, case.files, case.missing)]
     if missing:
-        map_cases(
-            lambda case: prepare_case(case, preprocess, dataset.labels, store),
-            missing,
-            description=f"Preprocessing {name}",
-            progress=progress,
-            initializer=one_core_each(),
-        )
+        fingerprint = run_folder.read_fingerprint()
+        sizes = most_bytes(missing, preprocess, fingerprint)
+        guard = DiskGuard(store.folder, [(store.path(case_id), size) for case_id, size in sizes.items()])
+        guard.check()
+        with guard.room():
+            map_cases(
+                Preparing(plan=preprocess, labels=dataset.labels, folder=str(store.folder)),
+                Done,
+                missing,
+                preparing_bytes(missing, preprocess, fingerprint),
+                description=f"Preprocessing {name}",
+                progress=progress,
+                after_each=guard.check,
+            )
     return store
 
 

@@ -65,6 +65,12 @@ class Workers(Protocol):
     def ask(self, case: Case) -> Answer:
         """Do the task with a case; WorkerEnded when the process that did it is gone."""
 
+    def rest(self) -> None:
+        """Give back the memory that is kept for later calls."""
+
+    def stop(self) -> None:
+        """Have calls in work end soon where they can; later ones fail."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -83,6 +89,12 @@ class Threads:
     def ask(self, case: Case) -> Answer:
         """Do the task with a case."""
         return answer_of(self._task, case)
+
+    def rest(self) -> None:
+        """Nothing is kept."""
+
+    def stop(self) -> None:
+        """A thread cannot be stopped: it ends with its case."""
 
     def __enter__(self) -> Self:
         return self
@@ -126,6 +138,24 @@ class Processes:
         self._idle.put(process)
         return Answer.model_validate_json(line)
 
+    def rest(self) -> None:
+        """End the processes that have nothing to do."""
+        with suppress(queue.Empty):
+            while True:
+                process = self._idle.get_nowait()
+                process.terminate()
+                _end(process)
+
+    def stop(self) -> None:
+        """End all processes; calls in work fail with WorkerEnded."""
+        with self._lock:
+            self._is_open = False
+        for process in self._all:
+            # Rather than by closing the pipe, which a thread may be writing to.
+            process.terminate()
+        for process in self._all:
+            _end(process)
+
     def _start(self) -> subprocess.Popen[str]:
         # Without -P a folder called autoseg in the working folder would be imported instead.
         command = [sys.executable, "-P", "-m", "autoseg.pipeline.worker"]
@@ -150,13 +180,7 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._lock:
-            self._is_open = False
-        for process in self._all:
-            # Asked to stop rather than by closing the pipe, which a thread may be writing to.
-            process.terminate()
-        for process in self._all:
-            _end(process)
+        self.stop()
 
 
 def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
