@@ -184,7 +184,7 @@ class CachedFile(Generic[AnyHeader]):
             self._inode = path.stat().st_ino
             # safetensors refuses a file that is shorter or longer than its header says.
             self._file: Any = safe_open(path, framework="numpy")
-            texts = self._file.metadata() or {}
+            texts: dict[str, str] = self._file.metadata() or {}  # type: ignore[no-untyped-call]
             self.header = header_type.from_json(texts.get(_HEADER_KEY, ""), path, DatasetError)
             self._require_version()
             self._arrays = self._open(texts)

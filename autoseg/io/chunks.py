@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal
 from zlib import crc32
@@ -86,8 +87,7 @@ def _part(size: int, edge: int) -> int:
 @cache
 def _blosc2() -> ModuleType:
     """The library, which takes 0.2 s to import and is needed only where voxels of a cache are."""
-    import blosc2
-
+    blosc2 = import_module("blosc2")
     # Without this a thread that reads ahead would stop the others while it unpacks.
     blosc2.set_releasegil(True)
     return blosc2
@@ -187,7 +187,7 @@ class ChunkedArray:
         ]
         values = np.empty(sizes, self.dtype)
         packed = self._fetch(int(self._ends[number - 1]) if number else 0, int(self._ends[number]))
-        if crc32(packed) != self._checksums[number]:
+        if crc32(packed.data) != self._checksums[number]:
             raise Damaged(f"chunk {number} of {len(self._ends)} is not what was written")
         # The codec writes as much as the chunk says, whatever room there is.
         if blosc2.get_cbuffer_sizes(packed)[:2] != (values.nbytes, len(packed)):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from autoseg.domain.dataset import Case, Dataset, Fold
+from autoseg.domain.dataset import Dataset, Fold
 from autoseg.domain.plan import Configuration
 from autoseg.errors import ConfigError, ModelError
-from autoseg.io.files import read_json
+from autoseg.io.files import read_json, remove_leftovers
 from autoseg.io.maps import MapStore, OutOfFoldMaps
 from autoseg.io.model import PREVIOUS_WEIGHTS, Model, load_model, read_card
 from autoseg.io.run_folder import RunFolder, fold_name, is_trained, trained_folds_in

@@ -233,3 +233,7 @@ def map_cases(
 def annotated_names(cases: Iterable[Case]) -> dict[str, tuple[str, ...]]:
     """The classes that were annotated, of the cases in which not all were, by case id."""
     return {case.id: case.annotated for case in cases if case.annotated is not None}
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB"

@@ -85,9 +85,7 @@ def _header_voxels(case: Case, plan: PreprocessPlan) -> tuple[int, int]:
     axes = closest_orientation(grid.affine).axes
     order = [axes[canonical] for canonical in plan.axis_order]
     resampled = order[3 - len(plan.target_spacing) :]
-    growth = prod(
-        grid.spacing_mm[axis] / target for axis, target in zip(resampled, plan.target_spacing, strict=True)
-    )
+    growth = prod(grid.spacing_mm[axis] / target for axis, target in zip(resampled, plan.target_spacing, strict=True))
     return prod(grid.shape), round(prod(grid.shape) * growth)
 
 

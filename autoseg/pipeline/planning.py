@@ -11,26 +11,27 @@ import numpy as np
 from autoseg.checking.doctor import examine_dataset
 from autoseg.checking.findings import CheckReport
 from autoseg.config import PlanSettings, Settings
-from autoseg.domain.dataset import Case, Dataset, Splits
+from autoseg.domain.dataset import Case, Dataset, LabelSchema, Splits
 from autoseg.domain.fingerprint import Budget, CaseStats, Fingerprint
 from autoseg.domain.layouts import load_dataset
 from autoseg.domain.plan import Plan
 from autoseg.domain.splits import dataset_splits
 from autoseg.errors import PlanError
 from autoseg.io.files import read_json
-from autoseg.io.images import read_case, read_labels
 from autoseg.io.run_folder import RunFolder
 from autoseg.pipeline.cases import SILENT, map_cases
 from autoseg.pipeline.folds import require_fitting, tell_splits
 from autoseg.pipeline.forecast import Measurements, earlier_forecast, make_forecast
 from autoseg.pipeline.host import Target, budget_of
 from autoseg.pipeline.measuring import with_measured_step
+from autoseg.pipeline.needs import measuring_bytes
+from autoseg.pipeline.tasks import Measuring
 from autoseg.planning.additions import add_copies, keep_added
 from autoseg.planning.importing import import_fingerprint
 from autoseg.planning.overrides import apply_overrides
 from autoseg.planning.planner import make_plan
 from autoseg.planning.presets import PlannerRules, preset_rules
-from autoseg.preprocessing.measure import measure_case, merge
+from autoseg.preprocessing.measure import merge
 from autoseg.report.check_page import write_check_page
 from autoseg.runtime import Progress, num_cpus
 

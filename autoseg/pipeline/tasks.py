@@ -114,9 +114,7 @@ class PreparingMaps(Value):
     def run(self, case: Case) -> Done:
         """Raises DatasetError, and LockHeld while another process is at it; see `prepare_previous`."""
         source = self.sources[case.id]
-        was_needed = prepare_previous(
-            case, Path(source.label_map), self.plan, self.labels, source.store, wait=False
-        )
+        was_needed = prepare_previous(case, Path(source.label_map), self.plan, self.labels, source.store, wait=False)
         return Done(was_needed=was_needed)
 
 

@@ -13,7 +13,7 @@ from autoseg.domain.plan import Plan
 from autoseg.errors import ConfigError
 from autoseg.evaluation.crossval import Evaluation, evaluate_cases, tolerance_of
 from autoseg.inference.predictor import predict_cases
-from autoseg.io.files import read_json, write_json
+from autoseg.io.files import read_json, remove_leftovers, write_json
 from autoseg.io.model import load_model
 from autoseg.io.run_folder import FOLD_ALL, RunFolder
 from autoseg.io.store import CaseStore
@@ -21,10 +21,10 @@ from autoseg.pipeline.cascade import FoldName, OutOfFold, out_of_fold, prepare_m
 from autoseg.pipeline.cases import SILENT, annotated_names, labels_of, map_cases
 from autoseg.pipeline.disk import DiskGuard, most_bytes
 from autoseg.pipeline.folds import require_fitting
-from autoseg.planning.overrides import apply_overrides
-from autoseg.preprocessing.prepare import cache_digest
 from autoseg.pipeline.needs import preparing_bytes
 from autoseg.pipeline.tasks import Done, Preparing
+from autoseg.planning.overrides import apply_overrides
+from autoseg.preprocessing.prepare import cache_digest
 from autoseg.runtime import Progress, num_cpus
 from autoseg.training import records
 from autoseg.training.cascade import PreviousStage

@@ -1,8 +1,8 @@
 """A process that does a task with one case after the other: what its caller keeps of it when memory runs out.
 
-Run as ``python -m autoseg.pipeline.worker`` it reads the task from the first line of standard input and a case from each
-further line, and writes an `Answer` to standard output for each case, all as JSON. It ends when standard input does,
-whatever it is doing then: a caller that dies leaves nothing running.
+Run as ``python -m autoseg.pipeline.worker`` it reads the task from the first line of standard input and a case from
+each further line, and writes an `Answer` to standard output for each case, all as JSON. It ends when standard input
+does, whatever it is doing then: a caller that dies leaves nothing running.
 """
 
 from __future__ import annotations

@@ -17,12 +17,14 @@ from autoseg.pipeline.tasks import Measuring, Preparing, PreparingMaps
 from autoseg.pipeline.worker import Answer, answer_of
 
 WORKER_BYTES = 300_000_000
-"""Memory of a worker process before it has done anything: Python and its libraries. Source: docs/benchmarks/cache.md."""
+"""Memory of a worker process before it has done anything: Python and its libraries.
+
+Source: docs/benchmarks/cache.md."""
 
 _STOP_S = 10.0
 """A worker that was told to stop, and takes longer to tidy up, is killed."""
 
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 """The cores are shared out among the workers; libraries that start a team of threads each would need them all."""
 
 Task = Measuring | Preparing | PreparingMaps

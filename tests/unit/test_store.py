@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from autoseg.errors import DatasetError
 from autoseg.io import cached
@@ -172,7 +171,7 @@ def test_a_damaged_byte_is_found_wherever_it_is_and_never_read(
             case = store.open("a")
             image, labels = case.read((0, 0, 0), case.shape)
         except DatasetError as problem:
-            assert str(store.path("a")) in problem.message
+            assert str(store.path("a")) in problem.message  # noqa: PT017
             refused += 1
             continue
         # White space around the header and the order of its keys say nothing.
