@@ -72,7 +72,7 @@ def test_the_cache_is_forecast_from_the_fingerprint(tmp_path: Path) -> None:
     written = store.path("a").stat().st_size
     assert written < forecasting.cache_bytes(part, fingerprint)
     assert forecasting.cache_bytes(part, fingerprint) == pytest.approx(noise.nbytes + tables, rel=0.01)
-    assert written == pytest.approx(noise.nbytes, rel=0.05)
+    assert noise.nbytes < written < noise.nbytes + tables / 4
 
 
 def test_a_forecast_comes_back_from_its_file(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from autoseg.errors import DatasetError
 from autoseg.io import cached
@@ -150,7 +151,7 @@ def test_broken_foreign_and_old_files_are_not_current_and_say_so(
         assert not store.is_current("a", [])
         with pytest.raises(DatasetError, match="cached case"):
             store.open("a")
-    cached.save_file({"image": arrays[0]}, store.path("a"))
+    save_file({"image": arrays[0]}, store.path("a"))
     assert not store.is_current("a", [])
     monkeypatch.setattr(CaseHeader, "VERSION", CaseHeader.VERSION + 1)
     store.path("a").write_bytes(whole)

@@ -416,19 +416,20 @@ def test_a_kill_between_the_metrics_and_the_checkpoint_records_no_epoch_twice(st
 
 
 def test_a_cached_case_that_breaks_while_it_is_read_is_named(store: CaseStore, tmp_path: Path) -> None:
-    class BrokenSlice:
-        def __getitem__(self, _: object) -> object:
-            raise SafetensorError("InvalidOffset")
+    copy = CaseStore(shutil.copytree(store.folder, tmp_path / "cache"))
+
+    def broken(start: int, stop: int) -> object:
+        raise SafetensorError(f"InvalidOffset {start} {stop}")
 
     class Broken(FlakyStore):
         def open(self, case_id: str) -> object:
             case = self.store.open(case_id)
-            case._labels = BrokenSlice()
+            case._file._arrays["labels"]._fetch = broken  # type: ignore[assignment]
             return case
 
-    with pytest.raises(DatasetError, match=r"case_\d\.safetensors cannot be read") as stopped:
-        train_toy(tmp_path, Broken(store, "", 0.0), settings())  # type: ignore[arg-type]
-    assert "Delete this file" in stopped.value.hint
+    with pytest.raises(DatasetError, match=r"case_\d\.safetensors is damaged and was deleted") as stopped:
+        train_toy(tmp_path / "fold", Broken(copy, "", 0.0), settings())  # type: ignore[arg-type]
+    assert "made anew" in stopped.value.hint
 
 
 def test_divergence_is_no_bug() -> None:
