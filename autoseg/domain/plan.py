@@ -24,6 +24,8 @@ PLANNED_NAMES = (FULLRES, LOWRES, CASCADE, FLAT)
 _CONFIGURATION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """Configurations name folders."""
 
+Optimiser = Literal["sgd", "adamw", "muon"]
+
 NormalizationScheme = Literal["zscore", "ct", "none", "rescale", "rgb"]
 
 
@@ -153,7 +155,7 @@ class AugmentationPlan(GrownValue):
         return self
 
 
-class TrainingPlan(Value):
+class TrainingPlan(GrownValue):
     """How the network learns.
 
     Attributes:
@@ -165,7 +167,22 @@ class TrainingPlan(Value):
         num_epochs: Default length of a training on a GPU.
         steps_per_epoch: Steps of one epoch.
         cpu_time_budget_s: Recommended budget of a fold on a CPU, in seconds.
+        optimiser: "sgd": with Nesterov momentum; "adamw"; "muon": orthogonalised momentum for the kernels of
+            convolutions, AdamW for the rest.
+        betas: Of AdamW: decay of its two moments a step.
+        warm_up_steps: The learning rate rises linearly over so many steps.
+        hard_voxel_fraction: Cross-entropy is averaged over this part of each sample's voxels, the hardest ones.
+        supervision_weights: Of the outputs of deep supervision, finest first, sum 1; empty: halved at every level, the
+            coarsest 0.
     """
+
+    LATER_FIELDS: ClassVar[tuple[str, ...]] = (
+        "optimiser",
+        "betas",
+        "warm_up_steps",
+        "hard_voxel_fraction",
+        "supervision_weights",
+    )
 
     batch_size: int = Field(ge=1)
     batch_dice: bool = False
@@ -182,6 +199,11 @@ class TrainingPlan(Value):
     validation_steps_per_epoch: int = Field(default=50, ge=0)
     cpu_time_budget_s: float = 3600.0
     augmentation: AugmentationPlan = AugmentationPlan()
+    optimiser: Optimiser = "sgd"
+    betas: tuple[float, float] = (0.9, 0.99)
+    warm_up_steps: int = Field(default=0, ge=0)
+    hard_voxel_fraction: float = Field(default=1.0, gt=0, le=1)
+    supervision_weights: Floats = ()
 
 
 class InferencePlan(Value):

@@ -16,6 +16,7 @@ from autoseg import runtime
 from autoseg.domain.network_plan import NetworkPlan
 from autoseg.domain.plan import TrainingPlan
 from autoseg.network import channels_last, unet
+from autoseg.training import optimisers
 from autoseg.training.batches import Batch
 from autoseg.training.losses import supervised_loss
 
@@ -30,7 +31,6 @@ Source: TensorFlow's ExponentialMovingAverage.
 # Prefixes of tensor names in checkpoints.
 _WEIGHTS = "weights."
 _MEAN = "mean."
-_MOMENTUM = "momentum."
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +80,8 @@ class Learner:
         init_seed = int(runtime.rng(seed, runtime.STAGE_INIT).integers(_SEED_BOUND))
         self.network = unet.build(network, init_seed).to(device).train()
         self._parameters = dict(self.network.named_parameters())
-        self._optimiser = torch.optim.SGD(
-            self.network.parameters(),
-            lr=training.learning_rate,
-            momentum=training.momentum,
-            nesterov=training.momentum > 0,
-            weight_decay=training.weight_decay,
-            # Fused SGD leaves the momentum of a first step that the gradient scaler skips as uninitialised memory.
-            fused=precision != "fp16" and device.type in ("cpu", "cuda"),
-        )
+        can_fuse = precision != "fp16" and device.type in ("cpu", "cuda")
+        self._optimiser = optimisers.make(self.network, training, can_fuse=can_fuse)
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._mean: dict[str, Tensor] = {}
         if training.ema_decay > 0:
@@ -115,6 +108,8 @@ class Learner:
                 batch_dice=self._training.batch_dice,
                 regions=self.regions,
                 annotated=batch.annotated,
+                hard_fraction=self._training.hard_voxel_fraction,
+                weights=self._training.supervision_weights,
             )
         del outputs
         torch.autograd.backward(self._scaler.scale(loss))
@@ -170,10 +165,7 @@ class Learner:
         """Every tensor needed to go on."""
         tensors = {_WEIGHTS + name: weight.detach() for name, weight in self._parameters.items()}
         tensors |= {_MEAN + name: weight for name, weight in self._mean.items()}
-        for name, weight in self._parameters.items():
-            buffer = self._optimiser.state[weight].get("momentum_buffer") if weight in self._optimiser.state else None
-            if buffer is not None:
-                tensors[_MOMENTUM + name] = buffer
+        tensors |= optimisers.state_of(self._optimiser, self._parameters)
         return tensors
 
     @torch.no_grad()
@@ -187,8 +179,7 @@ class Learner:
             weight.copy_(tensors[_WEIGHTS + name])
             if name in self._mean:
                 self._mean[name].copy_(tensors.get(_MEAN + name, weight))
-            if _MOMENTUM + name in tensors:
-                self._optimiser.state[weight] = {"momentum_buffer": tensors[_MOMENTUM + name].to(weight)}
+        optimisers.restore(self._optimiser, self._parameters, tensors)
         scale, growth = loss_scale
         if scale is not None and self._scaler.is_enabled():
             self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": growth})

@@ -22,6 +22,10 @@ SMOOTH = 1e-5
 """Added above and below in Dice, so that a class absent from both counts as perfect. Source: nnU-Net v2."""
 
 
+HARDEST_SAMPLED = 16
+"""One voxel in so many is looked at to find how hard the hardest are: exact enough, and far quicker than sorting all."""
+
+
 def supervision_weights(num_outputs: int) -> tuple[float, ...]:
     """Weights of the outputs, finest first: halved at every level, the coarsest 0, sum 1.
 
@@ -43,7 +47,14 @@ def downsample(labels: Tensor, size: Sequence[int]) -> Tensor:
     return labels
 
 
-def dice_cross_entropy(logits: Tensor, labels: Tensor, *, batch_dice: bool, annotated: Tensor | None = None) -> Tensor:
+def dice_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    batch_dice: bool,
+    annotated: Tensor | None = None,
+    hard_fraction: float = 1.0,
+) -> Tensor:
     """Cross-entropy plus 1 - mean soft Dice of the foreground classes.
 
     Voxels labelled IGNORE_INDEX take no part. (nnU-Net v2 leaves the 1 out: its loss is smaller by exactly 1.)
@@ -53,6 +64,7 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor, *, batch_dice: bool, anno
         labels: (N, *spatial) class indices, integer.
         batch_dice: Pool Dice over the batch instead of averaging over samples.
         annotated: (N, K - 1) bool, which foreground classes were annotated in each sample; None: all in all.
+        hard_fraction: See `mean_of_hardest`.
 
     Returns:
         A scalar, at least 0.
@@ -63,8 +75,8 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor, *, batch_dice: bool, anno
     if annotated is not None:
         log_probabilities, targets = _with_unknown_in_background(log_probabilities, targets, annotated)
     valid = targets != IGNORE_INDEX
-    cross_entropy = functional.nll_loss(log_probabilities, targets, ignore_index=IGNORE_INDEX, reduction="sum")
-    cross_entropy = cross_entropy / valid.sum().clamp_min(1)
+    entropies = functional.nll_loss(log_probabilities, targets, ignore_index=IGNORE_INDEX, reduction="none")
+    cross_entropy = mean_of_hardest(entropies, valid, hard_fraction)
 
     probabilities = log_probabilities[:, 1:].exp()
     classes = torch.arange(1, num_classes, device=labels.device)[:, None]
@@ -76,7 +88,13 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor, *, batch_dice: bool, anno
 
 
 def dice_binary_cross_entropy(
-    logits: Tensor, labels: Tensor, regions: Tensor, *, batch_dice: bool, annotated: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    regions: Tensor,
+    *,
+    batch_dice: bool,
+    annotated: Tensor | None = None,
+    hard_fraction: float = 1.0,
 ) -> Tensor:
     """Binary cross-entropy, averaged over regions and voxels, plus 1 - mean soft Dice of the regions.
 
@@ -89,6 +107,7 @@ def dice_binary_cross_entropy(
         regions: (K, values) bool, which value indices each region holds.
         batch_dice: As in `dice_cross_entropy`.
         annotated: (N, K) bool, which regions were annotated in each sample; None: all in all.
+        hard_fraction: See `mean_of_hardest`.
 
     Returns:
         A scalar, at least 0.
@@ -98,13 +117,37 @@ def dice_binary_cross_entropy(
     counted = valid if annotated is None else valid & annotated[:, :, None]
     # Softplus - x t is the binary cross-entropy without a float copy of the targets.
     entropies = (functional.softplus(logits) - logits * is_inside) * counted
-    cross_entropy = entropies.sum() / counted.expand_as(logits).sum().clamp_min(1)
+    cross_entropy = mean_of_hardest(entropies.flatten(1), counted.expand_as(logits).flatten(1), hard_fraction)
 
     probabilities = torch.sigmoid(logits)
     intersection = (probabilities * is_inside).sum(2)
     predicted = (probabilities * valid).sum(2)
     present = is_inside.sum(2)
     return cross_entropy + 1 - _mean_dice(intersection, predicted, present, batch_dice=batch_dice, annotated=annotated)
+
+
+def mean_of_hardest(entropies: Tensor, counted: Tensor, fraction: float) -> Tensor:
+    """The mean over the hardest voxels of each sample; with fraction 1 over all of them.
+
+    Small structures are a few of very many voxels, of which most are soon easy: in a mean over all they hardly count.
+    What is hard is decided for each sample alone, so that it does not depend on how samples come together.
+
+    Args:
+        entropies: (N, M) cross-entropies, 0 where not counted.
+        counted: (N, M) bool, voxels that take part.
+        fraction: Part of each sample's voxels, above 0 up to 1.
+
+    Source: Wu et al. 2016, "Bridging category-level and instance-level semantic image segmentation", section 3.2
+    (online bootstrapping); Isensee et al. 2021 use it as "topk loss". The threshold comes from every
+    HARDEST_SAMPLED-th voxel.
+    """
+    if fraction < 1:
+        sampled = entropies.detach()[:, ::HARDEST_SAMPLED]
+        place = max(1, round((1 - fraction) * sampled.shape[1]))
+        threshold = sampled.kthvalue(place, dim=1, keepdim=True).values
+        counted = counted & (entropies.detach() >= threshold)
+        entropies = entropies * counted
+    return entropies.sum() / counted.sum().clamp_min(1)
 
 
 def region_targets(labels: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,12 +197,22 @@ def _mean_dice(
 
 
 def level_loss(
-    logits: Tensor, labels: Tensor, *, batch_dice: bool, regions: Tensor | None, annotated: Tensor | None
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    batch_dice: bool,
+    regions: Tensor | None,
+    annotated: Tensor | None,
+    hard_fraction: float = 1.0,
 ) -> Tensor:
     """The loss of one output: of regions where there are any, else of classes."""
     if regions is None:
-        return dice_cross_entropy(logits, labels, batch_dice=batch_dice, annotated=annotated)
-    return dice_binary_cross_entropy(logits, labels, regions, batch_dice=batch_dice, annotated=annotated)
+        return dice_cross_entropy(
+            logits, labels, batch_dice=batch_dice, annotated=annotated, hard_fraction=hard_fraction
+        )
+    return dice_binary_cross_entropy(
+        logits, labels, regions, batch_dice=batch_dice, annotated=annotated, hard_fraction=hard_fraction
+    )
 
 
 def supervised_loss(
@@ -169,6 +222,8 @@ def supervised_loss(
     batch_dice: bool,
     regions: Tensor | None = None,
     annotated: Tensor | None = None,
+    hard_fraction: float = 1.0,
+    weights: Sequence[float] = (),
 ) -> Tensor:
     """The weighted sum over the outputs of deep supervision.
 
@@ -178,12 +233,21 @@ def supervised_loss(
         batch_dice: As in `dice_cross_entropy`.
         regions: (K, values) bool, which value indices each region holds; None of ordinary classes.
         annotated: (N, foreground classes) bool, as in `dice_cross_entropy`.
+        hard_fraction: See `mean_of_hardest`.
+        weights: Of the outputs, finest first; empty: those of `supervision_weights`. Outputs beyond them count nothing.
     """
     levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     total = torch.zeros((), device=labels.device)
-    for weight, logits in zip(supervision_weights(len(levels)), levels, strict=True):
+    for weight, logits in zip(weights or supervision_weights(len(levels)), levels, strict=False):
         if weight > 0:
             targets = downsample(labels, logits.shape[2:])
-            loss = level_loss(logits, targets, batch_dice=batch_dice, regions=regions, annotated=annotated)
+            loss = level_loss(
+                logits,
+                targets,
+                batch_dice=batch_dice,
+                regions=regions,
+                annotated=annotated,
+                hard_fraction=hard_fraction,
+            )
             total = total + weight * loss
     return total

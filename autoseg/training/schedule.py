@@ -78,6 +78,7 @@ class Schedule:
         budget_s: Seconds, or None.
         momentum: As planned.
         adapts_momentum: See `adapted_momentum`.
+        warm_up_steps: The learning rate rises linearly over so many steps.
 
     Source: polynomial decay with 0.9, once an epoch: nnU-Net v2. Under a budget it follows the seconds, so that it is
     complete when they are used.
@@ -90,6 +91,7 @@ class Schedule:
     budget_s: float | None = None
     momentum: float = 0.0
     adapts_momentum: bool = False
+    warm_up_steps: int = 0
 
     @property
     def epoch_s(self) -> float:
@@ -122,6 +124,8 @@ class Schedule:
         momentum, factor = self.momentum, 1.0
         if self.adapts_momentum:
             momentum, factor = adapted_momentum(momentum, step)
+        if step < self.warm_up_steps:
+            factor *= (step + 1) / (self.warm_up_steps + 1)
         return self.rate(self.fraction(step, used_s, reserve_s)) * factor, momentum
 
     def is_over(self, step: int, used_s: float, reserve_s: float, step_s: float) -> bool:

@@ -142,6 +142,7 @@ class _Training:
             self.settings.time_budget_s,
             training.momentum,
             training.adapts_momentum,
+            training.warm_up_steps,
         )
         regions, device = plan.labels.region_table() if plan.labels.has_regions else None, self.device
         self.learner = Learner(
