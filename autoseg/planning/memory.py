@@ -59,7 +59,7 @@ class TrainingMemory(Value):
 
     Attributes:
         weights: In float32.
-        optimiser: Momentum, a number a weight.
+        optimiser: What it remembers: one or two numbers a weight.
         running_mean: Of the weights, where the plan has one.
         gradients: A number a weight. They come while activations go, so the peak has one or the other.
         batch: Images and labels, those read ahead included where they share the memory.
@@ -127,6 +127,16 @@ def batch_bytes(network: NetworkPlan, batch_size: int) -> int:
     return batch_size * prod(network.patch_size) * (network.in_channels * FLOAT32_BYTES + LABEL_BYTES)
 
 
+def remembered_numbers(training: TrainingPlan) -> int:
+    """Numbers that the optimiser remembers for each weight: its momentum, or two moments.
+
+    Muon has two for norms, biases and heads, which are too few to count.
+    """
+    if training.optimiser == "adamw":
+        return 2
+    return 1 if training.optimiser == "muon" or training.momentum > 0 else 0
+
+
 def training_memory(
     network: NetworkPlan,
     training: TrainingPlan,
@@ -154,6 +164,7 @@ def training_memory(
     extra = constants or overheads(device_type, precision)
     weights = num_weights * FLOAT32_BYTES
     running_mean = weights if training.ema_decay > 0 else 0
+    optimiser = weights * remembered_numbers(training)
     one_batch = batch_bytes(network, batch_size)
     # In float32 the images of the batch are themselves what the first convolution keeps.
     images = batch_size * prod(network.patch_size) * network.in_channels * FLOAT32_BYTES
@@ -163,13 +174,13 @@ def training_memory(
     workspace = round(peak - kept + extra.scatter * peak + extra.base_bytes)
     return TrainingMemory(
         weights=weights,
-        optimiser=weights if training.momentum > 0 else 0,
+        optimiser=optimiser,
         running_mean=running_mean,
         gradients=weights,
         batch=batch,
         activations=kept,
         workspace=workspace,
-        total=weights + (weights if training.momentum > 0 else 0) + running_mean + batch + kept + workspace,
+        total=weights + optimiser + running_mean + batch + kept + workspace,
     )
 
 

@@ -222,8 +222,8 @@ def _configuration(common: DatasetChoices, choices: ConfigurationChoices, labels
         training=TrainingPlan(
             batch_size=choices.batch.batch_size,
             batch_dice=choices.batch_dice,
-            adapts_momentum=rules.adapts_momentum,
             augmentation=choices.augmentation,
+            **rules.training.model_dump(),
         ),
         inference=InferencePlan(mirror_axes=choices.augmentation.mirror_axes),
         previous_stage=choices.previous_stage,

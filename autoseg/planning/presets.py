@@ -17,11 +17,29 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from autoseg.config import YAML_ENDINGS, preset_file, preset_names, read_yaml
+from autoseg.domain.plan import Optimiser
 from autoseg.domain.sides import MirrorPairs
 from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
 
 Ints = tuple[int, ...]
+
+
+class TrainingRules(Value):
+    """How networks of a preset learn; every field is that of `TrainingPlan`, and none has a default here."""
+
+    optimiser: Optimiser
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(ge=0, lt=1)
+    adapts_momentum: bool
+    betas: tuple[float, float]
+    weight_decay: float = Field(ge=0)
+    warm_up_steps: int = Field(ge=0)
+    decay_power: float = Field(gt=0)
+    gradient_clip: float = Field(gt=0)
+    ema_decay: float = Field(ge=0, lt=1)
+    foreground_fraction: float = Field(ge=0, le=1)
+    hard_voxel_fraction: float = Field(gt=0, le=1)
 
 
 class PlannerRules(Value):
@@ -66,7 +84,7 @@ class PlannerRules(Value):
         single_slice_first: Whether an axis with one slice in every case goes first even when it is not the coarsest.
         mirror_pairs: What mirroring from left to right does where classes come in left/right pairs, see `Sides`; "swap"
             becomes "leave_out" where it is not known which labels change places.
-        adapts_momentum: See `TrainingPlan`.
+        training: How the networks learn.
     """
 
     name: str = Field(min_length=1)
@@ -103,7 +121,7 @@ class PlannerRules(Value):
     axis_tie_fraction: float = Field(ge=0, lt=1)
     single_slice_first: bool
     mirror_pairs: MirrorPairs
-    adapts_momentum: bool
+    training: TrainingRules
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:

@@ -23,7 +23,7 @@ SMOOTH = 1e-5
 
 
 HARDEST_SAMPLED = 16
-"""One voxel in so many is looked at to find how hard the hardest are: exact enough, and far quicker than sorting all."""
+"""One voxel in so many tells how hard the hardest are: exact enough, and far quicker than sorting all."""
 
 
 def supervision_weights(num_outputs: int) -> tuple[float, ...]:

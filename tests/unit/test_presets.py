@@ -9,8 +9,9 @@ import pytest
 from planning_cases import fingerprint_of, plan_of
 
 from autoseg.config import preset_file, preset_names, read_yaml
+from autoseg.domain.plan import TrainingPlan
 from autoseg.errors import ConfigError, PlanError
-from autoseg.planning.presets import PlannerRules, preset_rules
+from autoseg.planning.presets import PlannerRules, TrainingRules, preset_rules
 
 NAMES = ("cpu", "default", "nnunet", "nnunet-resenc-l", "nnunet-resenc-m", "nnunet-resenc-xl")
 CUBES = fingerprint_of([(1.0, 1.0, 1.0)] * 20, [(200, 200, 200)] * 20)
@@ -24,9 +25,12 @@ def test_the_presets_are_those_that_the_command_line_promises() -> None:
 def test_a_preset_file_says_every_key_once_with_a_comment(name: str) -> None:
     assert preset_rules(name).name == name
     lines = preset_file(name).read_text().splitlines()
-    keys = [match[1] for line in lines if (match := re.match(r"(\w+): \S.*  # \S", line))]
+    keys = [match[1] for line in lines if (match := re.match(r"(\w+): (\S.*|) +# \S", line))]
     assert keys == list(dict.fromkeys(keys))
     assert set(keys) == set(PlannerRules.model_fields)
+    of_training = [match[1] for line in lines if (match := re.match(r"  (\w+): \S.*  # \S", line))]
+    assert sorted(of_training) == sorted(TrainingRules.model_fields)
+    assert set(of_training) < set(TrainingPlan.model_fields)
     assert all(len(line) <= 125 for line in lines)
 
 
@@ -58,7 +62,7 @@ def test_presets_differ_only_where_they_say_so() -> None:
         first, second = preset_rules(one).model_dump(), preset_rules(other).model_dump()
         return {key for key in first if first[key] != second[key]} - {"name"}
 
-    departures = {"axis_tie_fraction", "single_slice_first", "mirror_pairs", "adapts_momentum"}
+    departures = {"axis_tie_fraction", "single_slice_first", "mirror_pairs", "training"}
     time = {"default_step_seconds", "default_flops_per_second", "smallest_base_features"}
     sizes = {"default_vram_gb", "reference_vram_gb", "activations_3d", "activations_2d"}
     assert differences("nnunet", "default") == departures
