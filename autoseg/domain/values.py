@@ -7,12 +7,23 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from autoseg.errors import AutosegError, ConfigError
 
 DIGEST_LENGTH = 12
 """Hex digits of a digest: 48 bits, far beyond the number of plans anybody compares."""
+
+
+EVERY_FIELD = "every field"
+"""As `model_dump(context=EVERY_FIELD)`: later fields are written with their defaults too."""
 
 
 class Value(BaseModel):
@@ -54,8 +65,10 @@ class GrownValue(Value):
     LATER_FIELDS: ClassVar[tuple[str, ...]]
 
     @model_serializer(mode="wrap")
-    def _leave_out_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_out_defaults(self, write: SerializerFunctionWrapHandler, how: SerializationInfo) -> dict[str, Any]:
         data: dict[str, Any] = write(self)
+        if how.context == EVERY_FIELD:
+            return data
         for name in self.LATER_FIELDS:
             if getattr(self, name) == type(self).model_fields[name].default:
                 data.pop(name, None)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from autoseg.domain.plan import Configuration, Override, Plan
-from autoseg.domain.values import validation_problems
+from autoseg.domain.values import EVERY_FIELD, validation_problems
 from autoseg.errors import ConfigError, PlanError
 
 _NUM_SUGGESTIONS = 3
@@ -81,7 +81,9 @@ def _targets(key: str, configurations: dict[str, Any]) -> tuple[_Target, ...]:
         found = (_Target(first, tuple(rest)),)
     elif first in Configuration.model_fields and rest:
         # Only `sides` is not in every configuration: not in one whose slices hold no axis from left to right.
-        found = tuple(_Target(name, (first, *rest)) for name, values in configurations.items() if first in values)
+        found = tuple(
+            _Target(name, (first, *rest)) for name, values in configurations.items() if values[first] is not None
+        )
         if not found:
             raise ConfigError(
                 f"no configuration has {first!r}: the labels come in no left/right pairs",
@@ -117,7 +119,7 @@ def apply_overrides(plan: Plan, settings: Sequence[tuple[str, Any]]) -> Plan:
     """
     if not settings:
         return plan
-    data = plan.model_dump(mode="json")
+    data = plan.model_dump(mode="json", context=EVERY_FIELD)
     configurations = data["configurations"]
     before = json.loads(json.dumps(configurations))
     changed: dict[_Target, None] = {}
@@ -130,7 +132,7 @@ def apply_overrides(plan: Plan, settings: Sequence[tuple[str, Any]]) -> Plan:
     except ValidationError as problem:
         keys = ", ".join(key for key, _ in settings)
         raise PlanError(f"the plan is impossible with {keys}", problems=validation_problems(problem)) from None
-    after = checked.model_dump(mode="json")["configurations"]
+    after = checked.model_dump(mode="json", context=EVERY_FIELD)["configurations"]
     records = {item.key: item for item in plan.overrides}
     for target in changed:
         planned = json.dumps(_lookup(before[target.configuration], target.path))
