@@ -19,6 +19,9 @@ from autoseg.errors import ConfigError
 DEFAULT_SEED = 20240229
 """Any fixed number would do; recorded with every run."""
 
+DEFAULT_PRESET, CPU_PRESET = "default", "cpu"
+"""The planning presets of GPUs and of machines without one. Source: decision 23."""
+
 AUTO = "auto"
 """What a machine has or does best, found out there."""
 
@@ -32,7 +35,8 @@ class PlanSettings(Value):
     """The section `plan` of a settings file.
 
     Attributes:
-        preset: Rules to plan by: a shipped preset, or a YAML file of the same keys.
+        preset: Rules to plan by: a shipped preset, or a YAML file of the same keys; "auto": `cpu` on a machine without
+            a GPU, else `default`.
         vram_gb: Memory for one training step in GB; "auto": what this machine has; None means the preset's own.
         step_seconds: Longest training step, for presets that plan for time; None means the preset's own.
         configurations: Further configurations by name, each with the planned one that it is a copy of.
@@ -41,7 +45,7 @@ class PlanSettings(Value):
             or only given patients count ("given").
     """
 
-    preset: str = "default"
+    preset: str = AUTO
     vram_gb: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
     step_seconds: float | None = Field(default=None, gt=0)
     configurations: dict[str, str] = Field(default_factory=dict)

@@ -18,7 +18,7 @@ from autoseg.checking.plausibility import find_implausible
 from autoseg.checking.sides import check_sides
 from autoseg.checking.twins import find_twins
 from autoseg.checking.wording import listed, num
-from autoseg.config import DEFAULT_SEED, PlanSettings
+from autoseg.config import DEFAULT_PRESET, DEFAULT_SEED
 from autoseg.domain.dataset import Case, Dataset, LabelSchema, Splits
 from autoseg.domain.findings import Finding, Findings
 from autoseg.domain.fingerprint import Fingerprint
@@ -154,7 +154,7 @@ def _planned_spacing_mm(facts: Sequence[CaseFacts]) -> tuple[float, ...] | None:
         median_relative_size_fraction=1.0,
         intensities=(),
     )
-    return choose_spacing(measured, preset_rules(PlanSettings().preset)).target[::-1]
+    return choose_spacing(measured, preset_rules(DEFAULT_PRESET)).target[::-1]
 
 
 def _splits(dataset: Dataset, facts: Sequence[CaseFacts]) -> Splits | None:

@@ -39,7 +39,8 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         help="Planning rules: default, cpu (short steps, for machines without a GPU), nnunet, nnunet-resenc-m, "
-        "nnunet-resenc-l, nnunet-resenc-xl; or a YAML file of your own like those in configs/presets.",
+        "nnunet-resenc-l, nnunet-resenc-xl; or a YAML file of your own like those in configs/presets. Default: cpu "
+        "where there is no GPU, else default.",
     ),
 ]
 StepTime = Annotated[

@@ -9,7 +9,7 @@ from math import floor
 import torch
 
 from autoseg import machine, runtime
-from autoseg.config import PlanSettings, TrainSettings
+from autoseg.config import CPU_PRESET, DEFAULT_PRESET, PlanSettings, TrainSettings
 from autoseg.domain.fingerprint import Budget
 from autoseg.planning.presets import PlannerRules
 from autoseg.training.speed import measured_speed
@@ -50,6 +50,11 @@ class Target:
         """
         device = runtime.pick_device(settings.device)
         return cls(device, runtime.pick_precision(settings.precision, device))
+
+    @property
+    def preset(self) -> str:
+        """The preset that suits it: without a GPU a plan for memory alone takes steps of many seconds."""
+        return CPU_PRESET if self.device.type == "cpu" else DEFAULT_PRESET
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from autoseg.checking.doctor import examine_dataset
 from autoseg.checking.findings import CheckReport
-from autoseg.config import PlanSettings, Settings
+from autoseg.config import AUTO, PlanSettings, Settings
 from autoseg.domain.dataset import Case, Dataset, LabelSchema, Splits
 from autoseg.domain.fingerprint import Budget, CaseStats, Fingerprint
 from autoseg.domain.layouts import load_dataset
@@ -112,7 +112,8 @@ def plan(
     """
     run_folder = RunFolder(out)
     # A name that does not exist is found before every image is read.
-    target, rules = Target.of(settings.train), preset_rules(settings.plan.preset)
+    target = Target.of(settings.train)
+    rules = preset_rules(target.preset if settings.plan.preset == AUTO else settings.plan.preset)
     dataset = load_dataset(dataset_path, need_files=fingerprint_file is None)
     if fingerprint_file is None:
         fingerprint = measure(dataset, progress=progress)

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from autoseg.domain.dataset import IGNORE_INDEX
-from autoseg.training.losses import dice_cross_entropy, downsample, supervised_loss, supervision_weights
+from autoseg.training.losses import (
+    dice_cross_entropy,
+    downsample,
+    mean_of_hardest,
+    supervised_loss,
+    supervision_weights,
+)
 
 
 def test_weights_halve_and_the_last_is_left_out() -> None:
@@ -83,3 +89,36 @@ def test_supervision_sums_the_levels() -> None:
         for weight, logits in zip((2 / 3, 1 / 3), outputs, strict=False)
     )
     assert float(supervised_loss(outputs, labels, batch_dice=False)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_the_hardest_voxels_of_each_sample_are_averaged() -> None:
+    entropies = torch.zeros(2, 1600)
+    # One in sixteen is looked at; blocks of sixteen voxels are alike, so that these show the others.
+    entropies[0] = torch.arange(100.0).repeat_interleave(16)
+    entropies[1] = 10 * torch.arange(100.0).repeat_interleave(16)
+    counted = torch.ones(2, 1600, dtype=torch.bool)
+    found = mean_of_hardest(entropies, counted, 0.1)
+    # Blocks 89 ... 99: those at the threshold take part.
+    assert found == pytest.approx((94.0 + 940.0) / 2)
+    alone = mean_of_hardest(entropies[:1], counted[:1], 0.1)
+    assert alone == pytest.approx(94.0)
+    assert mean_of_hardest(entropies, counted, 1.0) == pytest.approx(entropies.mean())
+
+
+def test_the_hardest_are_found_among_what_counts() -> None:
+    entropies = torch.arange(100.0).repeat_interleave(16)[None].clone()
+    counted = torch.ones(1, 1600, dtype=torch.bool)
+    counted[:, 1584:] = False
+    entropies[:, 1584:] = 0
+    assert mean_of_hardest(entropies, counted, 0.1) == pytest.approx(93.0, abs=1.0)
+    assert mean_of_hardest(entropies * 0, counted & False, 0.1) == 0
+
+
+def test_supervision_weights_of_the_plan_count() -> None:
+    labels = (torch.rand(1, 8, 8) > 0.5).to(torch.int16)
+    outputs = [torch.randn(1, 2, 8, 8), torch.randn(1, 2, 4, 4)]
+    finest = supervised_loss(outputs[0], labels, batch_dice=False)
+    assert torch.equal(supervised_loss(outputs, labels, batch_dice=False, weights=(1.0, 0.0)), finest)
+    mixed = supervised_loss(outputs, labels, batch_dice=False, weights=(0.25, 0.75))
+    coarse = dice_cross_entropy(outputs[1], downsample(labels, (4, 4)), batch_dice=False)
+    assert mixed == pytest.approx(float(0.25 * finest + 0.75 * coarse), rel=1e-5)

@@ -96,3 +96,10 @@ def test_the_long_run_size_of_a_step_is_that_of_the_plan() -> None:
         for step in (0, 150, 249):
             rate, momentum = schedule.pace(step, 0.0, 0.0)
             assert rate / (1 - momentum) == pytest.approx(1.0)
+
+
+def test_the_learning_rate_rises_to_its_own_over_the_warm_up() -> None:
+    plain = Schedule(0.01, 0.9, 10, 100, momentum=0.9)
+    warm = Schedule(0.01, 0.9, 10, 100, momentum=0.9, warm_up_steps=4)
+    parts = [warm.pace(step, 0.0, 0.0)[0] / plain.pace(step, 0.0, 0.0)[0] for step in range(6)]
+    assert parts == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
