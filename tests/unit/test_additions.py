@@ -159,7 +159,7 @@ def words(tmp_path: Path) -> list[str]:
     for name, data in (("dataset", dataset), ("dataset_fingerprint", fingerprint)):
         (tmp_path / f"{name}.json").write_text(json.dumps(data))
     files = ["--fingerprint", str(tmp_path / "dataset_fingerprint.json"), "--out", str(tmp_path / "run")]
-    return ["plan", str(tmp_path / "dataset.json"), *files]
+    return ["plan", str(tmp_path / "dataset.json"), "--preset", "default", *files]
 
 
 def trained(run: Path, configuration: str) -> Path:
