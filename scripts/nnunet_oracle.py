@@ -251,7 +251,10 @@ def fingerprint_and_plan(args: argparse.Namespace) -> None:
         args.id, num_processes=args.processes, check_dataset_integrity=True, show_progress_bar=False
     )
     seconds = time.perf_counter() - began
-    ExperimentPlanner(args.id).plan_experiment()
+    target = {"gpu_memory_target_in_gb": args.vram} if args.vram else {}
+    ExperimentPlanner(args.id, **target).plan_experiment()
+    if not args.golden:
+        return
     done = dataset_folder("nnUNet_preprocessed", args.id)
     plans = json.loads((done / "nnUNetPlans.json").read_text())
     meta = json.loads((raw / "dataset.json").read_text())
@@ -495,7 +498,8 @@ def main() -> None:
     sub.add_argument("--name", help="name of the data set (default: that of the folder)")
     sub.add_argument("--dataset-json", default="dataset.json", help="another description inside the folder")
     sub = command("fingerprint-and-plan", fingerprint_and_plan)
-    sub.add_argument("--golden", required=True, help="folder for NAME.json")
+    sub.add_argument("--golden", help="folder for NAME.json; without it no golden file is written")
+    sub.add_argument("--vram", type=float, help="memory target in GB (default: nnU-Net's own, 8)")
     sub.add_argument("--golden-name")
     sub = command("preprocess", preprocess)
     sub.add_argument("--configuration", default="3d_fullres")
