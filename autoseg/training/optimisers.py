@@ -21,6 +21,13 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
 """
 
+MOST_ROWS = 128
+"""Kernels with more output channels are orthogonalised in blocks of about equal size, none with more rows than this.
+
+The work grows with the square of the rows: a step of a 2D network with 512 channels took 4.2 s instead of 2.5.
+Blocks of 64 rows reached the same Dice as whole kernels in 64 steps (0.843, 0.846). Source: decision 29.
+"""
+
 MATCHED_RMS = 0.2
 """Root mean square of an update whose learning rate is 1, so that learning rates and weight decays of AdamW fit.
 
@@ -118,7 +125,8 @@ class Muon(torch.optim.Optimizer):
         momentum = group["momentum"]
         state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         direction = gradient.lerp(state["momentum_buffer"], momentum).flatten(1)
-        update = orthogonalised(direction).reshape(weight.shape)
+        blocks = direction.tensor_split(-(-len(direction) // MOST_ROWS))
+        update = torch.cat([orthogonalised(block) for block in blocks]).reshape(weight.shape)
         rate = group["lr"]
         weight.mul_(1 - rate * group["weight_decay"])
         weight.add_(update, alpha=-rate * MATCHED_RMS * sqrt(max(direction.shape)))

@@ -10,7 +10,7 @@ from toy_training import PATCH, toy_plan
 from autoseg.training import optimisers
 from autoseg.training.batches import Batch
 from autoseg.training.learner import Learner
-from autoseg.training.optimisers import MATCHED_RMS, Muon, orthogonalised
+from autoseg.training.optimisers import MATCHED_RMS, MOST_ROWS, Muon, orthogonalised
 
 KINDS = ("sgd", "adamw", "muon")
 
@@ -49,6 +49,17 @@ def test_the_first_update_of_a_kernel_has_the_stated_size_and_decays_the_weight(
     expected = 0.1 * MATCHED_RMS * 36**0.5 * (8 / (8 * 36)) ** 0.5
     assert update.square().mean().sqrt() == pytest.approx(expected, rel=0.2)
     assert (update * weight.grad).sum() < 0
+
+
+def test_large_kernels_are_orthogonalised_block_by_block() -> None:
+    weight = nn.Parameter(torch.zeros(MOST_ROWS + 2, 300, 1, 3))
+    gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    weight.grad = gradient.clone()
+    Muon([weight], [], lr=1.0, momentum=0.0, betas=(0.9, 0.99), weight_decay=0.0).step()
+    half = (MOST_ROWS + 2) // 2
+    blocks = [orthogonalised(part.flatten(1)) for part in (gradient[:half], gradient[half:])]
+    expected = -MATCHED_RMS * 900**0.5 * torch.cat(blocks)
+    assert torch.allclose(weight.detach().flatten(1), expected, atol=1e-5)
 
 
 def test_norms_biases_and_heads_are_those_of_adam() -> None:
