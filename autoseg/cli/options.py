@@ -45,7 +45,7 @@ Preset = Annotated[
 ]
 StepTime = Annotated[
     str | None,
-    typer.Option("--step-time", metavar="1s", help="Longest training step, with --preset cpu. Default: 1s."),
+    typer.Option("--step-time", metavar="1s", help="Longest training step, with the preset cpu. Default: 1s."),
 ]
 Add = Annotated[
     list[str] | None,
