@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MIN_EPOCH_S = 10.0
 """Shortest epoch under a time budget: a shorter one would spend its time on checkpoints."""
@@ -43,6 +44,13 @@ def adapted_momentum(momentum: float, step: int) -> tuple[float, float]:
     planned = 1 / (1 - momentum)
     memory = min(planned, max(SHORTEST_MEMORY, REMEMBERED_FRACTION * step))
     return (momentum, 1.0) if memory == planned else (1 - 1 / memory, planned / memory)
+
+
+class Pace(NamedTuple):
+    """How a step learns: its learning rate and its momentum."""
+
+    rate: float
+    momentum: float
 
 
 @dataclass(slots=True)
@@ -119,14 +127,14 @@ class Schedule:
         """The learning rate at that fraction; 0 at the end."""
         return float(self.learning_rate * (1 - fraction) ** self.power)
 
-    def pace(self, step: int, used_s: float, reserve_s: float) -> tuple[float, float]:
+    def pace(self, step: int, used_s: float, reserve_s: float) -> Pace:
         """Learning rate and momentum of the next step; arguments as for `fraction`."""
         momentum, factor = self.momentum, 1.0
         if self.adapts_momentum:
             momentum, factor = adapted_momentum(momentum, step)
         if step < self.warm_up_steps:
             factor *= (step + 1) / (self.warm_up_steps + 1)
-        return self.rate(self.fraction(step, used_s, reserve_s)) * factor, momentum
+        return Pace(self.rate(self.fraction(step, used_s, reserve_s)) * factor, momentum)
 
     def is_over(self, step: int, used_s: float, reserve_s: float, step_s: float) -> bool:
         """Whether no step is left, or the next one would end closer to after the budget than before it.

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from autoseg import runtime
 from autoseg.domain.plan import Plan
@@ -19,28 +18,26 @@ from autoseg.errors import ConfigError, TrainingInterrupted
 from autoseg.io.files import Lock
 from autoseg.io.model import BEST, WEIGHTS
 from autoseg.runtime import NoProgress, Progress
-from autoseg.training import checkpoint, telling, validation
+from autoseg.training import checkpoint, telling
 from autoseg.training.batches import BatchReader, Prefetcher, assemble
 from autoseg.training.cascade import PreviousStage
 from autoseg.training.checkpoint import Checkpoint
 from autoseg.training.diagnosis import diagnose
+from autoseg.training.epochs import EpochEnds
 from autoseg.training.interrupt import StopRequest
 from autoseg.training.learner import Learner
 from autoseg.training.outputs import FoldOutputs
 from autoseg.training.records import (
-    EpochRecord,
     Fold,
     FoldCases,
     Status,
     TrainResult,
     TrainSettings,
-    read_metrics,
     read_run,
-    write_metrics,
 )
 from autoseg.training.resume import finished_result, forget, fresh_counters, require_fit, resolved_precision
 from autoseg.training.sampling import PatchStore
-from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Schedule
+from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Pace, Schedule
 
 log = logging.getLogger("autoseg")
 
@@ -164,11 +161,18 @@ class _Training:
         seed, stages = settings.seed, (runtime.STAGE_SAMPLE, runtime.STAGE_VALIDATE)
         known = cases.annotated
         self.train_reader = BatchReader.of(self.part, store, cases.train, seed, stages[0], previous, known)
-        self.validation_reader = BatchReader.of(self.part, store, cases.validation, seed, stages[1], previous, known)
-        self.validation_patches = self.before.validation_patches if self.before else None
-        self.records: tuple[EpochRecord, ...] = ()
+        self.ends = EpochEnds(
+            folder,
+            training,
+            self.learner,
+            BatchReader.of(self.part, store, cases.validation, seed, stages[1], previous, known),
+            self.schedule,
+            self.device,
+            self.precision,
+            self.before.validation_patches if self.before else None,
+        )
         self.saved_at_s = self.save_cost_s = 0.0
-        self.rate, self.momentum = training.learning_rate, training.momentum
+        self.pace = Pace(training.learning_rate, training.momentum)
 
     def run(self) -> TrainResult:
         """Train to the end of the schedule and write the final weights."""
@@ -215,8 +219,8 @@ class _Training:
         began = self.clock.used_s()
         made_before = self._progress_made()
         batch = assemble(ahead.take(), self.device)
-        self.rate, self.momentum = self.schedule.pace(self.counters.step, began, self._reserve_s())
-        outcome = self.learner.step(batch, self.rate, self.counters.step, self.momentum)
+        self.pace = self.schedule.pace(self.counters.step, began, self._reserve_s())
+        outcome = self.learner.step(batch, self.pace.rate, self.counters.step, self.pace.momentum)
         if not outcome.is_finite:
             self._write_run("diverged")
             raise diagnose(
@@ -252,78 +256,12 @@ class _Training:
         """Seconds kept free at the end of a budget: last validation, last checkpoint, best and final weights."""
         return self.counters.validation_cost_s + max(FINAL_WORK_S, 3 * self.save_cost_s)
 
-    # --- Ends of epochs --------------------------------------------------------------------------------------------
-
     def _end_epoch(self) -> None:
-        look = self._look() if self._may_look() else None
-        old = self.counters
-        mean = look.mean if look else None
-        ema = validation.running_mean(old.ema_pseudo_dice, mean)
-        is_best = mean is not None and ema is not None and ema > (old.best_ema_pseudo_dice or -1.0)
-        record = EpochRecord(
-            epoch=old.epoch,
-            step=old.step,
-            seconds=self.clock.used_s(),
-            seconds_per_step=old.epoch_step_s / old.epoch_steps,
-            learning_rate=self.rate,
-            momentum=self.momentum,
-            train_loss=old.epoch_loss_sum / old.epoch_steps,
-            validation_loss=look.loss if look else None,
-            pseudo_dice=look.pseudo_dice if look else (),
-            mean_pseudo_dice=mean,
-            ema_pseudo_dice=ema,
-        )
-        self.records = (*self.records, record)
-        write_metrics(self.folder, self.records)
-        update: dict[str, Any] = {
-            "epoch": old.epoch + 1,
-            "epoch_steps": 0,
-            "epoch_loss_sum": 0.0,
-            "epoch_s": 0.0,
-            "epoch_step_s": 0.0,
-            "ema_pseudo_dice": ema,
-        }
-        if look:
-            update |= {"validation_s": old.validation_s + look.seconds, "validation_cost_s": look.seconds}
-        if is_best:
-            update |= {"best_ema_pseudo_dice": ema, "best_epoch": old.epoch}
-        self.counters = old.model_copy(update=update)
+        self.counters, is_best = self.ends.end(self.counters, self.pace, self.clock.used_s(), is_last=self._is_over())
         if is_best:
             self._write_model(BEST)
         self._save()
         self._write_run("running")
-
-    def _may_look(self) -> bool:
-        """Under a time budget a look must fit into its part of the seconds used; the last one is kept free for."""
-        if not self.validation_reader.sampler.case_ids or self.part.training.validation_steps_per_epoch == 0:
-            return False
-        counters = self.counters
-        if self.schedule.num_epochs is not None or counters.validation_cost_s == 0 or self._is_over():
-            return True
-        allowed = validation.TIME_FRACTION * self.clock.used_s()
-        return counters.validation_s + counters.validation_cost_s <= allowed
-
-    def _look(self) -> validation.QuickLook:
-        training = self.part.training
-        if self.validation_patches is None:
-            most = training.validation_steps_per_epoch * training.batch_size
-            self.validation_patches = (
-                most
-                if self.schedule.num_epochs is not None
-                else validation.affordable_patches(
-                    self.schedule.epoch_s, self.counters.step_s, training.batch_size, most
-                )
-            )
-        return validation.quick_look(
-            self.learner.network,
-            self.learner.weights,
-            self.validation_reader,
-            self.validation_patches,
-            device=self.device,
-            precision=self.precision,
-            batch_dice=training.batch_dice,
-            regions=self.learner.regions,
-        )
 
     # --- Going on --------------------------------------------------------------------------------------------------
 
@@ -331,16 +269,14 @@ class _Training:
         """Load the newest checkpoint, if there is one."""
         found = checkpoint.newest(self.folder)
         if found is None:
-            write_metrics(self.folder, ())
+            self.ends.forget_from(0)
             return
         stored = found.counters
         self.counters = require_fit(stored, self.counters, self.before, self.cases, self.where)
         self.learner.restore(found.tensors, (stored.loss_scale, stored.loss_scale_growth))
         self.clock.used_before_s = stored.used_s
         self.saved_at_s = self.clock.used_s()
-        # An epoch that is open in the checkpoint will be recorded again, even if the step is the same.
-        self.records = tuple(record for record in read_metrics(self.folder) if record.epoch < stored.epoch)
-        write_metrics(self.folder, self.records)
+        self.ends.forget_from(stored.epoch)
         log.info("%s goes on at step %d, after %.0f s of training", self.where, stored.step, stored.used_s)
 
     def _save(self) -> None:
@@ -367,10 +303,10 @@ class _Training:
         self.outputs.write_model(name, self.learner.weights, self.counters, self.clock.used_s())
 
     def _write_run(self, status: Status) -> None:
-        self.outputs.write_run(status, self.counters, self.clock.used_s(), self.validation_patches)
+        self.outputs.write_run(status, self.counters, self.clock.used_s(), self.ends.validation_patches)
 
     def _result(self) -> TrainResult:
-        counters, last = self.counters, self.records[-1] if self.records else None
+        counters, last = self.counters, self.ends.records[-1] if self.ends.records else None
         return TrainResult(self.folder, counters.epoch, counters.step, self.clock.used_s(), did_train=True, last=last)
 
     def _progress_made(self) -> int:
@@ -380,8 +316,8 @@ class _Training:
         return min(round(self.counters.used_s), round(self.schedule.budget_s or 0.0))
 
     def _note(self) -> str:
-        last_loss = self.records[-1].train_loss if self.records else None
-        return telling.note(self.counters, last_loss, self.rate, self.schedule, self.clock.used_s())
+        last_loss = self.ends.records[-1].train_loss if self.ends.records else None
+        return telling.note(self.counters, last_loss, self.pace.rate, self.schedule, self.clock.used_s())
 
     def _announce(self) -> None:
         log.info(
