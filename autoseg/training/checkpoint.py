@@ -51,6 +51,9 @@ class Counters(Value):
         ema_pseudo_dice: Running mean of the pseudo-Dice.
         best_ema_pseudo_dice: The best of it so far.
         best_epoch: Where that was.
+        bad_steps: Numbers of the last steps that were skipped because they gave no finite numbers.
+        num_bad_steps: How many there were in all.
+        epoch_bad_steps: How many of this epoch's steps.
         loss_scale: Of the gradient scaler (fp16).
         loss_scale_growth: Its good steps since the last change.
     """
@@ -74,8 +77,17 @@ class Counters(Value):
     ema_pseudo_dice: float | None = None
     best_ema_pseudo_dice: float | None = None
     best_epoch: int | None = None
+    bad_steps: tuple[int, ...] = ()
+    num_bad_steps: int = 0
+    epoch_bad_steps: int = 0
     loss_scale: float | None = None
     loss_scale_growth: int = 0
+
+    @property
+    def epoch_loss(self) -> float | None:
+        """Mean loss of this epoch's steps; None where all of them were skipped."""
+        counted = self.epoch_steps - self.epoch_bad_steps
+        return self.epoch_loss_sum / counted if counted else None
 
 
 class _Stored(Value):

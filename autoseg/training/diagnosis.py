@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from autoseg import runtime
-from autoseg.errors import TrainingDiverged
 from autoseg.training.batches import Batch
 
 
@@ -18,18 +17,16 @@ def diagnose(
     *,
     loss: float,
     gradient_norm: float,
-    step: int,
     device: torch.device,
     precision: str,
-) -> TrainingDiverged:
-    """The error that stops the training, with case, layer and value.
+) -> tuple[str, ...]:
+    """What is known of a step that gave no finite numbers: cases, layer and values, a sentence each.
 
     Args:
-        network: With the weights that the step computed with (not yet changed by it).
+        network: With the weights that the step computed with (not changed by it); left as it is.
         batch: What the step saw.
         loss: Its loss.
         gradient_norm: Norm of its gradient.
-        step: Its number.
         device: Where the network is.
         precision: Of the forward pass.
     """
@@ -47,15 +44,7 @@ def diagnose(
     ]
     if bad_gradients:
         findings.append(f"gradients that are not finite: {bad_gradients[0]} and {len(bad_gradients) - 1} others")
-    return TrainingDiverged(
-        f"training diverged at step {step}: the loss or its gradient is not finite",
-        hint=(
-            "The last good weights are kept in the fold's resume and best files. Look at the cases named above with "
-            "`autoseg check`; if they are sound, train again with --restart and a lower learning rate "
-            "(--set training.learning_rate=1e-3) or with --precision fp32."
-        ),
-        problems=findings,
-    )
+    return tuple(findings)
 
 
 def _bad_samples(batch: Batch) -> list[str]:
@@ -82,6 +71,8 @@ def _first_bad_layer(network: nn.Module, images: Tensor, device: torch.device, p
         return hook
 
     leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
+    # Running statistics follow every forward pass.
+    statistics = [(weight, weight.clone()) for weight in network.parameters() if not weight.requires_grad]
     handles = [module.register_forward_hook(look(name)) for name, module in leaves]
     try:
         with torch.no_grad(), runtime.autocast(device, precision):
@@ -89,4 +80,7 @@ def _first_bad_layer(network: nn.Module, images: Tensor, device: torch.device, p
     finally:
         for handle in handles:
             handle.remove()
+        with torch.no_grad():
+            for weight, before in statistics:
+                weight.copy_(before)
     return found[0] if found else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -28,6 +28,12 @@ WARM_UP_STEPS = 10
 Source: TensorFlow's ExponentialMovingAverage.
 """
 
+SMALLEST_LOSS_SCALE = 1.0
+"""Below it the gradient overflows without any help of the scale, which is no reason any more to leave a step out.
+
+Source: decision 27.
+"""
+
 # Prefixes of tensor names in checkpoints.
 _WEIGHTS = "weights."
 _MEAN = "mean."
@@ -40,7 +46,8 @@ class StepOutcome:
     Attributes:
         loss: Its loss.
         gradient_norm: Before clipping.
-        is_finite: Whether the weights were changed by finite numbers; if not they were not changed.
+        is_finite: Whether loss and gradient were finite numbers (with a gradient scaler: or the scale was too high); if
+            not, nothing was changed.
     """
 
     loss: float
@@ -97,6 +104,8 @@ class Learner:
             momentum: Of this step; None leaves the plan's.
         """
         self._optimiser.zero_grad(set_to_none=True)
+        # Running statistics follow the forward pass; a step that is skipped must not move them.
+        statistics = [(weight, weight.clone()) for weight in self._parameters.values() if not weight.requires_grad]
         # The quick layout for bf16 on the CPU; see the module for the reason.
         is_quick = self._device.type == "cpu" and self._precision == "bf16"
         images = channels_last.to_channels_last(batch.images) if is_quick else batch.images
@@ -120,14 +129,28 @@ class Learner:
         gradients = [weight.grad for weight in self._parameters.values() if weight.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         loss_value, norm_value = torch.stack([loss.detach(), norm.to(loss)]).tolist()
-        # With a scaler an infinite gradient is ordinary: the step is left out and the scale lowered.
-        is_finite = isfinite(loss_value) and (isfinite(norm_value) or self._scaler.is_enabled())
+        is_finite = isfinite(loss_value) and (isfinite(norm_value) or self._scales_down())
         if is_finite:
             nn.utils.clip_grads_with_norm_(self._parameters.values(), self._training.gradient_clip, norm)
             self._scaler.step(self._optimiser)
             self._scaler.update()
             self._follow(number)
+        else:
+            self._skip(statistics)
         return StepOutcome(loss_value, norm_value, is_finite)
+
+    def _scales_down(self) -> bool:
+        """Whether an infinite gradient is ordinary: the scaler leaves the step out and lowers a scale that is high."""
+        scale, _ = self.loss_scale
+        return scale is not None and scale >= SMALLEST_LOSS_SCALE
+
+    @torch.no_grad()
+    def _skip(self, statistics: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Leave everything as it was before the step."""
+        for weight, before in statistics:
+            weight.copy_(before)
+        # The scaler takes no further gradients before it has dealt with these.
+        self._scaler.update()
 
     @contextmanager
     def _dropout_of(self, number: int) -> Iterator[None]:

@@ -121,6 +121,7 @@ class FoldOutputs:
             seconds_per_step=counters.step_s or None,
             best_epoch=counters.best_epoch,
             best_ema_pseudo_dice=counters.best_ema_pseudo_dice,
+            num_bad_steps=counters.num_bad_steps,
             peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else runtime.peak_memory_bytes(),
             environment=self.environment,
         )

@@ -114,7 +114,8 @@ class EpochRecord(Value):
         seconds_per_step: Mean over the epoch, validation and checkpoints left out.
         learning_rate: Of its last step.
         momentum: Of its last step.
-        train_loss: Mean over its steps.
+        train_loss: Mean over its steps; None where all of them were skipped.
+        num_bad_steps: Steps that were skipped because their loss or gradient was not finite.
         validation_loss: Of the finest output on the fixed validation patches; None when they were not looked at.
         pseudo_dice: A foreground class or region each: Dice over all fixed validation patches together; None where it
             is neither there nor predicted, or was not annotated.
@@ -127,8 +128,9 @@ class EpochRecord(Value):
     seconds: float
     seconds_per_step: float
     learning_rate: float
-    train_loss: float
+    train_loss: float | None
     momentum: float | None = None
+    num_bad_steps: int = 0
     validation_loss: float | None = None
     pseudo_dice: tuple[float | None, ...] = ()
     mean_pseudo_dice: float | None = None
@@ -145,6 +147,7 @@ class RunRecord(Value):
         previous_weights: SHA-256 of the weights, by fold, that predicted the maps which a cascade learned from.
         validation_patches: Fixed patches that are looked at after an epoch; chosen once, kept afterwards.
         seconds: Training seconds over all starts.
+        num_bad_steps: Steps that were skipped because their loss or gradient was not finite.
         peak_memory_bytes: Of the process; of the device where it is a GPU.
         environment: Versions, processor, threads.
     """
@@ -170,6 +173,7 @@ class RunRecord(Value):
     seconds_per_step: float | None = None
     best_epoch: int | None = None
     best_ema_pseudo_dice: float | None = None
+    num_bad_steps: int = 0
     peak_memory_bytes: int = 0
     environment: dict[str, Any] = Field(default_factory=dict)
 

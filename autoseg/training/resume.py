@@ -15,6 +15,7 @@ from autoseg.domain.values import digest_of
 from autoseg.errors import ConfigError
 from autoseg.io.model import BEST, WEIGHTS, is_whole
 from autoseg.training import checkpoint
+from autoseg.training.bad_steps import BAD_STEPS_FOLDER
 from autoseg.training.checkpoint import Counters
 from autoseg.training.records import (
     METRICS_FILE,
@@ -37,8 +38,9 @@ def forget(folder: Path) -> None:
         # The card goes first: weights without a card are no model.
         (folder / f"{name}.json").unlink(missing_ok=True)
         (folder / f"{name}.safetensors").unlink(missing_ok=True)
-    if (folder / VALIDATION_FOLDER).is_dir():
-        shutil.rmtree(folder / VALIDATION_FOLDER)
+    for name in (VALIDATION_FOLDER, BAD_STEPS_FOLDER):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
     for name in (METRICS_FILE, RUN_FILE):
         (folder / name).unlink(missing_ok=True)
 

@@ -63,10 +63,9 @@ def note(counters: Counters, last_loss: float | None, rate: float, schedule: Sch
         used_s: Seconds used so far.
     """
     parts = [f"epoch {counters.epoch}"]
-    if counters.epoch_steps:
-        parts.append(f"loss {counters.epoch_loss_sum / counters.epoch_steps:.3f}")
-    elif last_loss is not None:
-        parts.append(f"loss {last_loss:.3f}")
+    loss = last_loss if counters.epoch_loss is None else counters.epoch_loss
+    if loss is not None:
+        parts.append(f"loss {loss:.3f}")
     parts.append(f"lr {rate:.2g}")
     if counters.ema_pseudo_dice is not None:
         parts.append(f"pseudo-Dice {counters.ema_pseudo_dice:.3f}")

@@ -14,18 +14,18 @@ from pathlib import Path
 
 from autoseg import runtime
 from autoseg.domain.plan import Plan
-from autoseg.errors import ConfigError, TrainingInterrupted
+from autoseg.errors import ConfigError, TrainingDiverged, TrainingInterrupted
 from autoseg.io.files import Lock
 from autoseg.io.model import BEST, WEIGHTS
 from autoseg.runtime import NoProgress, Progress
 from autoseg.training import checkpoint, telling
-from autoseg.training.batches import BatchReader, Prefetcher, assemble
+from autoseg.training.bad_steps import BadSteps
+from autoseg.training.batches import Batch, BatchReader, Prefetcher, RawSample, assemble
 from autoseg.training.cascade import PreviousStage
 from autoseg.training.checkpoint import Checkpoint
-from autoseg.training.diagnosis import diagnose
 from autoseg.training.epochs import EpochEnds
 from autoseg.training.interrupt import StopRequest
-from autoseg.training.learner import Learner
+from autoseg.training.learner import Learner, StepOutcome
 from autoseg.training.outputs import FoldOutputs
 from autoseg.training.records import (
     Fold,
@@ -75,7 +75,7 @@ def train_fold(
     Raises:
         ConfigError: The fold is in use, or what was trained before does not fit the plan or the settings.
         DatasetError: A cached case cannot be read.
-        TrainingDiverged: The loss is no longer finite; the last good weights are kept.
+        TrainingDiverged: Too many steps gave no finite loss or gradient; the last good weights are kept.
         TrainingInterrupted: SIGINT or SIGTERM; everything is saved.
         DeviceMemoryError: The device has too little memory.
     """
@@ -171,6 +171,7 @@ class _Training:
             self.precision,
             self.before.validation_patches if self.before else None,
         )
+        self.bad_steps = BadSteps(folder, self.where, self.learner.network, self.device, self.precision)
         self.saved_at_s = self.save_cost_s = 0.0
         self.pace = Pace(training.learning_rate, training.momentum)
 
@@ -218,20 +219,12 @@ class _Training:
     def _train_step(self, ahead: Prefetcher) -> None:
         began = self.clock.used_s()
         made_before = self._progress_made()
-        batch = assemble(ahead.take(), self.device)
+        samples = ahead.take()
+        batch = assemble(samples, self.device)
         self.pace = self.schedule.pace(self.counters.step, began, self._reserve_s())
         outcome = self.learner.step(batch, self.pace.rate, self.counters.step, self.pace.momentum)
         if not outcome.is_finite:
-            self._write_run("diverged")
-            raise diagnose(
-                self.learner.network,
-                batch,
-                loss=outcome.loss,
-                gradient_norm=outcome.gradient_norm,
-                step=self.counters.step,
-                device=self.device,
-                precision=self.precision,
-            )
+            self._note_bad_step(samples, batch, outcome)
         now = self.clock.used_s()
         old = self.counters
         took = now - began
@@ -240,13 +233,20 @@ class _Training:
                 "step": old.step + 1,
                 "used_s": now,
                 "epoch_steps": old.epoch_steps + 1,
-                "epoch_loss_sum": old.epoch_loss_sum + outcome.loss,
+                "epoch_loss_sum": old.epoch_loss_sum + (outcome.loss if outcome.is_finite else 0.0),
                 "epoch_s": old.epoch_s + took,
                 "epoch_step_s": old.epoch_step_s + took,
                 "step_s": took if old.step <= 1 else (1 - STEP_SMOOTHING) * old.step_s + STEP_SMOOTHING * took,
             }
         )
         self.progress.advance(self._progress_made() - made_before, self._note())
+
+    def _note_bad_step(self, samples: Sequence[RawSample], batch: Batch, outcome: StepOutcome) -> None:
+        try:
+            self.counters = self.bad_steps.note(self.counters, samples, batch, outcome, self.pace)
+        except TrainingDiverged:
+            self._write_run("diverged")
+            raise
 
     def _is_over(self) -> bool:
         counters = self.counters
