@@ -155,6 +155,10 @@ class AugmentationPlan(GrownValue):
         return self
 
 
+EarlyEnd = Literal["never", "epochs", "always"]
+"""Whether a training whose validation measure has stopped rising ends before its length."""
+
+
 class TrainingPlan(GrownValue):
     """How the network learns.
 
@@ -167,6 +171,8 @@ class TrainingPlan(GrownValue):
         num_epochs: Default length of a training on a GPU.
         steps_per_epoch: Steps of one epoch.
         cpu_time_budget_s: Recommended budget of a fold on a CPU, in seconds.
+        early_end: Whether a training whose pseudo-Dice has stopped rising lets the learning rate fall and ends sooner:
+            "never"; "epochs": where its length is counted in epochs; "always": under a time budget too.
         optimiser: "sgd": with Nesterov momentum; "adamw"; "muon": orthogonalised momentum for the kernels of
             convolutions, AdamW for the rest.
         betas: Of AdamW: decay of its two moments a step.
@@ -177,6 +183,7 @@ class TrainingPlan(GrownValue):
     """
 
     LATER_FIELDS: ClassVar[tuple[str, ...]] = (
+        "early_end",
         "optimiser",
         "betas",
         "warm_up_steps",
@@ -198,6 +205,7 @@ class TrainingPlan(GrownValue):
     steps_per_epoch: int = Field(default=250, ge=1)
     validation_steps_per_epoch: int = Field(default=50, ge=0)
     cpu_time_budget_s: float = 3600.0
+    early_end: EarlyEnd = "never"
     augmentation: AugmentationPlan = AugmentationPlan()
     optimiser: Optimiser = "sgd"
     betas: tuple[float, float] = (0.9, 0.99)

@@ -17,7 +17,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from autoseg.config import YAML_ENDINGS, preset_file, preset_names, read_yaml
-from autoseg.domain.plan import Optimiser
+from autoseg.domain.plan import EarlyEnd, Optimiser
 from autoseg.domain.sides import MirrorPairs
 from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
@@ -40,6 +40,7 @@ class TrainingRules(Value):
     ema_decay: float = Field(ge=0, lt=1)
     foreground_fraction: float = Field(ge=0, le=1)
     hard_voxel_fraction: float = Field(gt=0, le=1)
+    early_end: EarlyEnd
 
 
 class PlannerRules(Value):

@@ -15,6 +15,7 @@ from autoseg.domain.values import Value
 from autoseg.errors import AutosegError, ModelError
 from autoseg.io.files import atomic_path, file_digest, read_text, write_text
 from autoseg.io.tensors import read_tensors, write_tensors
+from autoseg.training.schedule import STRAIGHT, Course
 
 log = logging.getLogger("autoseg")
 
@@ -38,6 +39,10 @@ class Counters(Value):
         cases_digest: Of the fold's cases; empty in checkpoints that did not record it.
         previous_weights: SHA-256 of the previous stage's weights by fold; empty without such a stage.
         seed: Of the run.
+        num_epochs: Length that was asked for when it was written: epochs ...
+        time_budget_s: ... or seconds; both None in checkpoints that did not record it.
+        fraction: How much of that was done at the last step; None in checkpoints that did not record it.
+        course: How the training deviates from the straight way to that length.
         step: Steps done.
         epoch: The epoch that is running.
         used_s: Seconds used.
@@ -64,6 +69,10 @@ class Counters(Value):
     cases_digest: str = ""
     previous_weights: dict[str, str] = Field(default_factory=dict)
     seed: int = 0
+    num_epochs: int | None = None
+    time_budget_s: float | None = None
+    fraction: float | None = None
+    course: Course = STRAIGHT
     step: int = 0
     epoch: int = 0
     used_s: float = 0.0

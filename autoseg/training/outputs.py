@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from autoseg.training.records import (
     Fold,
     FoldCases,
     RunRecord,
+    Start,
     Status,
     TrainSettings,
     write_run,
@@ -90,14 +92,40 @@ class FoldOutputs:
         weights: dict[str, JsonValue] = dict(self.cases.previous_weights.items())
         return {PREVIOUS_WEIGHTS: weights} if weights else {}
 
-    def write_run(self, status: Status, counters: Counters, used_s: float, validation_patches: int | None) -> None:
-        """Write run.json.
+    def start(self, counters: Counters, used_s: float) -> Start:
+        """The start of a training that is here.
+
+        Args:
+            counters: Where it goes on.
+            used_s: Seconds of training before.
+        """
+        return Start(
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            num_epochs=self.settings.num_epochs,
+            time_budget_s=self.settings.time_budget_s,
+            step=counters.step,
+            seconds=round(used_s, 3),
+            device=self.device.type,
+            precision=self.precision,
+        )
+
+    def write_run(
+        self,
+        status: Status,
+        counters: Counters,
+        used_s: float,
+        *,
+        validation_patches: int | None,
+        starts: tuple[Start, ...],
+    ) -> RunRecord:
+        """Write run.json; returns what it holds.
 
         Args:
             status: How the training is.
             counters: Where it is.
             used_s: Seconds of training.
             validation_patches: Chosen number of fixed patches.
+            starts: Of this training so far, this one included.
         """
         on_gpu = self.device.type == "cuda"
         record = RunRecord(
@@ -122,7 +150,10 @@ class FoldOutputs:
             best_epoch=counters.best_epoch,
             best_ema_pseudo_dice=counters.best_ema_pseudo_dice,
             num_bad_steps=counters.num_bad_steps,
+            course=counters.course,
+            starts=starts,
             peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else runtime.peak_memory_bytes(),
             environment=self.environment,
         )
         write_run(self.folder, record)
+        return record

@@ -13,6 +13,7 @@ from autoseg.domain.plan import TrainingPlan
 from autoseg.domain.values import Value, digest_of
 from autoseg.errors import ConfigError
 from autoseg.io.files import read_text, write_text
+from autoseg.training.schedule import STRAIGHT, Course
 
 SCHEMA_VERSION = 1
 
@@ -121,6 +122,7 @@ class EpochRecord(Value):
             is neither there nor predicted, or was not annotated.
         mean_pseudo_dice: Mean of those that are defined.
         ema_pseudo_dice: Its running mean, by which `best` is chosen.
+        ends_at: Where the training will end, in epochs or seconds, when that changed because of a plateau; else None.
     """
 
     epoch: int
@@ -135,6 +137,29 @@ class EpochRecord(Value):
     pseudo_dice: tuple[float | None, ...] = ()
     mean_pseudo_dice: float | None = None
     ema_pseudo_dice: float | None = None
+    ends_at: float | None = None
+
+
+class Start(Value):
+    """One start of a training.
+
+    Attributes:
+        at: When, in UTC.
+        num_epochs: It was asked for so many epochs ...
+        time_budget_s: ... or so many seconds.
+        step: Steps done before.
+        seconds: Seconds of training before.
+        device: Where it ran.
+        precision: Of the network.
+    """
+
+    at: str
+    num_epochs: int | None
+    time_budget_s: float | None
+    step: int
+    seconds: float
+    device: str
+    precision: str
 
 
 class RunRecord(Value):
@@ -148,6 +173,8 @@ class RunRecord(Value):
         validation_patches: Fixed patches that are looked at after an epoch; chosen once, kept afterwards.
         seconds: Training seconds over all starts.
         num_bad_steps: Steps that were skipped because their loss or gradient was not finite.
+        course: How it deviates from the straight way to the length that was asked for.
+        starts: Every start that trained.
         peak_memory_bytes: Of the process; of the device where it is a GPU.
         environment: Versions, processor, threads.
     """
@@ -174,6 +201,8 @@ class RunRecord(Value):
     best_epoch: int | None = None
     best_ema_pseudo_dice: float | None = None
     num_bad_steps: int = 0
+    course: Course = STRAIGHT
+    starts: tuple[Start, ...] = ()
     peak_memory_bytes: int = 0
     environment: dict[str, Any] = Field(default_factory=dict)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from autoseg import runtime
-from autoseg.domain.plan import Configuration, Plan
+from autoseg.domain.plan import Configuration, EarlyEnd, Plan
 from autoseg.domain.values import digest_of
 from autoseg.errors import ConfigError
 from autoseg.io.model import BEST, WEIGHTS, is_whole
@@ -27,6 +27,8 @@ from autoseg.training.records import (
     TrainSettings,
     read_metrics,
 )
+from autoseg.training.schedule import Schedule
+from autoseg.training.telling import duration
 
 log = logging.getLogger("autoseg")
 
@@ -45,20 +47,22 @@ def forget(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def fresh_counters(part: Configuration, cases: FoldCases, seed: int) -> Counters:
+def fresh_counters(part: Configuration, cases: FoldCases, settings: TrainSettings) -> Counters:
     """Where a training begins.
 
     Args:
         part: What is trained.
         cases: With which cases.
-        seed: Of everything random.
+        settings: For how long, and with which seed.
     """
     return Counters(
         configuration_digest=digest_of(part.model_dump(mode="json")),
         network_digest=digest_of(part.network.model_dump(mode="json")),
         cases_digest=cases.digest,
         previous_weights=dict(cases.previous_weights),
-        seed=seed,
+        seed=settings.seed,
+        num_epochs=settings.num_epochs,
+        time_budget_s=settings.time_budget_s,
     )
 
 
@@ -80,12 +84,12 @@ def finished_result(
     Raises:
         ConfigError: It was trained with other cases, or with maps of other weights of the previous stage.
     """
-    asked = (settings.num_epochs, settings.time_budget_s)
     is_finished = (
         before is not None
         and before.status == "finished"
-        and (before.num_epochs, before.time_budget_s) == asked
+        and before.configuration in plan.configurations
         and before.plan_digest == plan.digest(before.configuration)
+        and _is_enough(before, settings, plan.configurations[before.configuration].training.steps_per_epoch)
         and (folder / f"{WEIGHTS}.json").is_file()
     )
     if before is None or not is_finished:
@@ -95,9 +99,71 @@ def finished_result(
     if not is_whole(folder, WEIGHTS):
         log.warning("the final weights of %s are lost or corrupt: they are made anew from its checkpoint", where)
         return None
+    if (before.num_epochs, before.time_budget_s) != (settings.num_epochs, settings.time_budget_s):
+        log.info(
+            "%s is finished: it has done %d steps in %s (asked for %s), so nothing is left of %s",
+            where,
+            before.steps,
+            duration(before.seconds),
+            _length(before.num_epochs, before.time_budget_s),
+            _length(settings.num_epochs, settings.time_budget_s),
+        )
     records = read_metrics(folder)
     last = records[-1] if records else None
     return TrainResult(folder, before.epochs, before.steps, before.seconds, did_train=False, last=last)
+
+
+def _is_enough(before: RunRecord, settings: TrainSettings, steps_per_epoch: int) -> bool:
+    """Whether a finished training did all that is asked for now."""
+    if settings.num_epochs is not None:
+        steps = settings.num_epochs * steps_per_epoch
+        return before.steps >= steps or (before.num_epochs or 0) >= settings.num_epochs
+    budget_s = settings.time_budget_s or 0.0
+    return before.seconds >= budget_s or (before.time_budget_s or 0.0) >= budget_s
+
+
+def _length(num_epochs: int | None, time_budget_s: float | None) -> str:
+    return f"{num_epochs:,} epochs" if num_epochs is not None else duration(time_budget_s or 0.0)
+
+
+def with_length(stored: Counters, schedule: Schedule, early_end: EarlyEnd, reserve_s: float, where: str) -> Counters:
+    """The counters of a checkpoint, brought to the length that is asked for now.
+
+    Args:
+        stored: Of the checkpoint.
+        schedule: The straight way to the length of now.
+        early_end: Of the plan; "never" lifts an end that a plateau brought.
+        reserve_s: See `Schedule.fraction`.
+        where: Fold and configuration.
+    """
+    now = {"num_epochs": schedule.num_epochs, "time_budget_s": schedule.budget_s}
+    is_lifted = stored.course.end is not None and early_end == "never"
+    is_same = (stored.num_epochs, stored.time_budget_s) == (schedule.num_epochs, schedule.budget_s)
+    if stored.fraction is None or (is_same and not is_lifted):
+        return stored.model_copy(update=now)
+    rate = schedule.rate(stored.fraction)
+    then, wanted = _length(stored.num_epochs, stored.time_budget_s), _length(schedule.num_epochs, schedule.budget_s)
+    if schedule.is_over(stored.step, stored.used_s, reserve_s, stored.step_s):
+        log.warning(
+            "%s was asked for %s and now for %s, which is done already: it ends at step %d, where the learning rate "
+            "had fallen from %.2g to %.2g only; a training whose whole decay lies in its length is as a rule better",
+            where,
+            then,
+            wanted,
+            stored.step,
+            schedule.learning_rate,
+            rate,
+        )
+    else:
+        log.info(
+            "%s was asked for %s and now for %s: from a learning rate of %.2g the decay is fitted into what is left",
+            where,
+            then,
+            wanted,
+            rate,
+        )
+    course = schedule.rejoined(stored.fraction, stored.step, stored.used_s, reserve_s)
+    return stored.model_copy(update={**now, "course": course.model_copy(update={"since": stored.epoch})})
 
 
 def resolved_precision(settings: TrainSettings, before: RunRecord | None, device: torch.device) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise
+from typing import NamedTuple, Self
+
+from autoseg.domain.values import Value
 
 MIN_EPOCH_S = 10.0
 """Shortest epoch under a time budget: a shorter one would spend its time on checkpoints."""
@@ -25,6 +28,10 @@ SHORTEST_MEMORY = 10.0
 
 REMEMBERED_FRACTION = 0.1
 """Part of the steps done so far that the momentum remembers, until it is as planned. Source: decision 9."""
+
+REJOIN_FRACTION = 0.1
+"""Part of what is left in which a training that got another length comes to where it would have been with that length
+from the start. Source: decision 27."""
 
 
 def adapted_momentum(momentum: float, step: int) -> tuple[float, float]:
@@ -47,10 +54,58 @@ def adapted_momentum(momentum: float, step: int) -> tuple[float, float]:
 
 
 class Pace(NamedTuple):
-    """How a step learns: its learning rate and its momentum."""
+    """How a step learns.
+
+    Attributes:
+        rate: Learning rate.
+        momentum: Of the optimiser.
+        fraction: How much of the training is done, by which the rate decays; 0 ... 1.
+    """
 
     rate: float
     momentum: float
+    fraction: float = 0.0
+
+
+class Knot(Value):
+    """A point of a training: how much of it is done there.
+
+    Attributes:
+        at: Epochs, or seconds of a time budget.
+        fraction: 0 ... 1.
+    """
+
+    at: float
+    fraction: float
+
+
+class Course(Value):
+    """How a training deviates from the straight way, on which the fraction done is position / length.
+
+    Attributes:
+        knots: Between these, the start and the end, the fraction goes straight.
+        end: Where it ends, in epochs or seconds of a time budget; None: as was asked for.
+        since: The epoch in which it got its length: looks of earlier ones, at a learning rate that fell towards another
+            end, do not tell whether the measure still rises.
+    """
+
+    knots: tuple[Knot, ...] = ()
+    end: float | None = None
+    since: int = 0
+
+    @classmethod
+    def falling(cls, at: float, fraction: float, within: float) -> Self:
+        """From here straight to the end.
+
+        Args:
+            at: Epochs done, or seconds used.
+            fraction: Done there.
+            within: Epochs or seconds from there to the end.
+        """
+        return cls(knots=(Knot(at=at, fraction=fraction),), end=at + within)
+
+
+STRAIGHT = Course()
 
 
 @dataclass(slots=True)
@@ -87,6 +142,7 @@ class Schedule:
         momentum: As planned.
         adapts_momentum: See `adapted_momentum`.
         warm_up_steps: The learning rate rises linearly over so many steps.
+        course: How it deviates from the straight way to that length.
 
     Source: polynomial decay with 0.9, once an epoch: nnU-Net v2. Under a budget it follows the seconds, so that it is
     complete when they are used.
@@ -100,6 +156,13 @@ class Schedule:
     momentum: float = 0.0
     adapts_momentum: bool = False
     warm_up_steps: int = 0
+    course: Course = STRAIGHT
+
+    @property
+    def length(self) -> float:
+        """Epochs, or seconds of a time budget, until the end."""
+        asked = self.budget_s if self.num_epochs is None else self.num_epochs
+        return (asked or 0.0) if self.course.end is None else self.course.end
 
     @property
     def epoch_s(self) -> float:
@@ -109,7 +172,11 @@ class Schedule:
     @property
     def total_steps(self) -> int | None:
         """Steps of the whole training, where they are known."""
-        return None if self.num_epochs is None else self.num_epochs * self.steps_per_epoch
+        return None if self.num_epochs is None else round(self.length * self.steps_per_epoch)
+
+    def position(self, step: int, used_s: float) -> float:
+        """Whole epochs done, or seconds of a time budget used."""
+        return used_s if self.num_epochs is None else step // self.steps_per_epoch
 
     def fraction(self, step: int, used_s: float, reserve_s: float) -> float:
         """How much of the training is done, 0 ... 1.
@@ -119,9 +186,30 @@ class Schedule:
             used_s: Seconds used.
             reserve_s: Seconds kept free at the end.
         """
-        if self.num_epochs is not None:
-            return min(1.0, (step // self.steps_per_epoch) / self.num_epochs)
-        return min(1.0, used_s / max(self._usable_s(reserve_s), 1e-9))
+        position, end = self.position(step, used_s), self._end(reserve_s)
+        points = [(0.0, 0.0), *((knot.at, knot.fraction) for knot in self.course.knots), (end, 1.0)]
+        for (low, before), (high, after) in pairwise(points):
+            if position < high:
+                return before + (after - before) * ((position - low) / (high - low))
+        return 1.0
+
+    def rejoined(self, fraction: float, step: int, used_s: float, reserve_s: float) -> Course:
+        """The course of a training that goes on with this length and had another one before.
+
+        The fraction begins where it was, so that the learning rate does not jump, and comes within `REJOIN_FRACTION` of
+        what is left to where it would be with this length from the start.
+
+        Args:
+            fraction: Of the last step.
+            step: Steps done.
+            used_s: Seconds used.
+            reserve_s: Seconds kept free at the end.
+        """
+        position, end = self.position(step, used_s), self._end(reserve_s)
+        if position >= end:
+            return STRAIGHT
+        joint = position + REJOIN_FRACTION * (end - position)
+        return Course(knots=(Knot(at=position, fraction=fraction), Knot(at=joint, fraction=joint / end)))
 
     def rate(self, fraction: float) -> float:
         """The learning rate at that fraction; 0 at the end."""
@@ -134,7 +222,8 @@ class Schedule:
             momentum, factor = adapted_momentum(momentum, step)
         if step < self.warm_up_steps:
             factor *= (step + 1) / (self.warm_up_steps + 1)
-        return Pace(self.rate(self.fraction(step, used_s, reserve_s)) * factor, momentum)
+        fraction = self.fraction(step, used_s, reserve_s)
+        return Pace(self.rate(fraction) * factor, momentum, fraction)
 
     def is_over(self, step: int, used_s: float, reserve_s: float, step_s: float) -> bool:
         """Whether no step is left, or the next one would end closer to after the budget than before it.
@@ -147,7 +236,7 @@ class Schedule:
         """
         if self.total_steps is not None:
             return step >= self.total_steps
-        return step > 0 and used_s + step_s / 2 >= self._usable_s(reserve_s)
+        return step > 0 and used_s + step_s / 2 >= self._end(reserve_s)
 
     def ends_epoch(self, steps_in_epoch: int, seconds_in_epoch: float) -> bool:
         """Whether an epoch of so many steps and seconds is over."""
@@ -159,9 +248,8 @@ class Schedule:
         """Seconds until the end, as far as one can tell."""
         if self.total_steps is not None:
             return max(0.0, (self.total_steps - step) * step_s)
-        return max(0.0, (self.budget_s or 0.0) - used_s)
+        return max(0.0, self.length - used_s)
 
-    def _usable_s(self, reserve_s: float) -> float:
-        """The budget without the reserve, of which a tiny budget gives at most half."""
-        budget = self.budget_s or 0.0
-        return budget - min(reserve_s, budget / 2)
+    def _end(self, reserve_s: float) -> float:
+        """Epochs, or the budget without the reserve, of which a tiny budget gives at most half."""
+        return self.length if self.num_epochs is not None else self.length - min(reserve_s, self.length / 2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -35,7 +36,14 @@ from autoseg.training.records import (
     TrainSettings,
     read_run,
 )
-from autoseg.training.resume import finished_result, forget, fresh_counters, require_fit, resolved_precision
+from autoseg.training.resume import (
+    finished_result,
+    forget,
+    fresh_counters,
+    require_fit,
+    resolved_precision,
+    with_length,
+)
 from autoseg.training.sampling import PatchStore
 from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Pace, Schedule
 
@@ -131,7 +139,7 @@ class _Training:
         self.before = read_run(folder)
         self.precision = resolved_precision(self.settings, self.before, self.device)
         training = self.part.training
-        self.schedule = Schedule(
+        self.straight = Schedule(
             training.learning_rate,
             training.decay_power,
             training.steps_per_epoch,
@@ -146,7 +154,7 @@ class _Training:
             self.part.network, training, device=device, precision=self.precision, seed=settings.seed, regions=regions
         )
         self.cases = cases
-        self.counters = fresh_counters(self.part, cases, settings.seed)
+        self.counters = fresh_counters(self.part, cases, self.settings)
         self.outputs = FoldOutputs(
             folder,
             plan,
@@ -166,12 +174,13 @@ class _Training:
             training,
             self.learner,
             BatchReader.of(self.part, store, cases.validation, seed, stages[1], previous, known),
-            self.schedule,
+            self.where,
             self.device,
             self.precision,
             self.before.validation_patches if self.before else None,
         )
         self.bad_steps = BadSteps(folder, self.where, self.learner.network, self.device, self.precision)
+        self.starts = self.before.starts if self.before else ()
         self.saved_at_s = self.save_cost_s = 0.0
         self.pace = Pace(training.learning_rate, training.momentum)
 
@@ -181,9 +190,8 @@ class _Training:
         if done is not None:
             return done
         self._go_on()
-        total = self.schedule.total_steps
-        self.progress.start(f"train {self.where}", total if total is not None else round(self.schedule.budget_s or 0.0))
-        self.progress.advance(self._progress_made())
+        self.starts = (*self.starts, self.outputs.start(self.counters, self.clock.used_s()))
+        self._show_progress()
         self._write_run("running")
         with StopRequest() as stop:
             self._train(stop)
@@ -232,6 +240,7 @@ class _Training:
             update={
                 "step": old.step + 1,
                 "used_s": now,
+                "fraction": self.pace.fraction,
                 "epoch_steps": old.epoch_steps + 1,
                 "epoch_loss_sum": old.epoch_loss_sum + (outcome.loss if outcome.is_finite else 0.0),
                 "epoch_s": old.epoch_s + took,
@@ -248,6 +257,11 @@ class _Training:
             self._write_run("diverged")
             raise
 
+    @property
+    def schedule(self) -> Schedule:
+        """The training's length, and the way it takes there."""
+        return replace(self.straight, course=self.counters.course)
+
     def _is_over(self) -> bool:
         counters = self.counters
         return self.schedule.is_over(counters.step, self.clock.used_s(), self._reserve_s(), counters.step_s)
@@ -257,7 +271,11 @@ class _Training:
         return self.counters.validation_cost_s + max(FINAL_WORK_S, 3 * self.save_cost_s)
 
     def _end_epoch(self) -> None:
-        self.counters, is_best = self.ends.end(self.counters, self.pace, self.clock.used_s(), is_last=self._is_over())
+        before = self.schedule
+        used_s, is_last = self.clock.used_s(), self._is_over()
+        self.counters, is_best = self.ends.end(self.counters, before, self.pace, used_s, is_last=is_last)
+        if self.schedule.length != before.length:
+            self._show_progress()
         if is_best:
             self._write_model(BEST)
         self._save()
@@ -271,8 +289,9 @@ class _Training:
         if found is None:
             self.ends.forget_from(0)
             return
-        stored = found.counters
-        self.counters = require_fit(stored, self.counters, self.before, self.cases, self.where)
+        stored = require_fit(found.counters, self.counters, self.before, self.cases, self.where)
+        early_end, reserve_s = self.part.training.early_end, FINAL_WORK_S + stored.validation_cost_s
+        self.counters = with_length(stored, self.straight, early_end, reserve_s, self.where)
         self.learner.restore(found.tensors, (stored.loss_scale, stored.loss_scale_growth))
         self.clock.used_before_s = stored.used_s
         self.saved_at_s = self.clock.used_s()
@@ -303,7 +322,10 @@ class _Training:
         self.outputs.write_model(name, self.learner.weights, self.counters, self.clock.used_s())
 
     def _write_run(self, status: Status) -> None:
-        self.outputs.write_run(status, self.counters, self.clock.used_s(), self.ends.validation_patches)
+        patches = self.ends.validation_patches
+        self.outputs.write_run(
+            status, self.counters, self.clock.used_s(), validation_patches=patches, starts=self.starts
+        )
 
     def _result(self) -> TrainResult:
         counters, last = self.counters, self.ends.records[-1] if self.ends.records else None
@@ -313,7 +335,12 @@ class _Training:
         """Steps done, or whole seconds used under a time budget."""
         if self.schedule.total_steps is not None:
             return self.counters.step
-        return min(round(self.counters.used_s), round(self.schedule.budget_s or 0.0))
+        return min(round(self.counters.used_s), round(self.schedule.length))
+
+    def _show_progress(self) -> None:
+        total = self.schedule.total_steps
+        self.progress.start(f"train {self.where}", round(self.schedule.length) if total is None else total)
+        self.progress.advance(self._progress_made())
 
     def _note(self) -> str:
         last_loss = self.ends.records[-1].train_loss if self.ends.records else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 
 from autoseg.domain.plan import TrainingPlan
 from autoseg.errors import ConfigError
 from autoseg.training.records import TrainSettings
-from autoseg.training.schedule import Clock, Schedule, adapted_momentum
+from autoseg.training.schedule import Clock, Course, Schedule, adapted_momentum
 from autoseg.training.validation import affordable_patches, pseudo_dice, running_mean
 
 
@@ -92,10 +95,10 @@ def test_little_momentum_stays_as_planned() -> None:
 def test_the_long_run_size_of_a_step_is_that_of_the_plan() -> None:
     for adapts, start in ((True, (0.1, 0.9)), (False, (0.01, 0.99))):
         schedule = Schedule(0.01, 0.9, 250, 1000, momentum=0.99, adapts_momentum=adapts)
-        assert schedule.pace(0, 0.0, 0.0) == pytest.approx(start)
+        assert schedule.pace(0, 0.0, 0.0)[:2] == pytest.approx(start)
         for step in (0, 150, 249):
-            rate, momentum = schedule.pace(step, 0.0, 0.0)
-            assert rate / (1 - momentum) == pytest.approx(1.0)
+            pace = schedule.pace(step, 0.0, 0.0)
+            assert pace.rate / (1 - pace.momentum) == pytest.approx(1.0)
 
 
 def test_the_learning_rate_rises_to_its_own_over_the_warm_up() -> None:
@@ -103,3 +106,52 @@ def test_the_learning_rate_rises_to_its_own_over_the_warm_up() -> None:
     warm = Schedule(0.01, 0.9, 10, 100, momentum=0.9, warm_up_steps=4)
     parts = [warm.pace(step, 0.0, 0.0)[0] / plain.pace(step, 0.0, 0.0)[0] for step in range(6)]
     assert parts == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+# --------------------------------------------------------------------------------------- another length, or a plateau
+def on_course(schedule: Schedule, course: Course) -> Schedule:
+    return replace(schedule, course=course)
+
+
+@pytest.mark.parametrize("epochs", [20, 1000, 12])
+def test_another_number_of_epochs_begins_at_the_rate_that_was_and_ends_at_nothing(epochs: int) -> None:
+    """Then it is soon where it would be with that number from the start."""
+    schedule = Schedule(0.01, 0.9, steps_per_epoch=10, num_epochs=epochs)
+    course = schedule.rejoined(0.5, 100, 0.0, 0.0)
+    joined = on_course(schedule, course)
+    assert joined.fraction(100, 0, 0) == 0.5
+    joint = 10 + 0.1 * (epochs - 10)
+    for epoch in range(10, epochs):
+        expected = epoch / epochs if epoch >= joint else 0.5 + (joint / epochs - 0.5) * (epoch - 10) / (joint - 10)
+        assert joined.fraction(epoch * 10, 0, 0) == pytest.approx(expected)
+    assert joined.fraction(epochs * 10, 0, 0) == 1
+    assert joined.total_steps == epochs * 10
+
+
+def test_another_budget_leaves_no_jump_in_the_rate() -> None:
+    for budget_s in (100.0, 400.0, 1e5):
+        schedule = Schedule(0.01, 0.9, 250, budget_s=budget_s)
+        joined = on_course(schedule, schedule.rejoined(0.45, 50, 90.0, 5.0))
+        assert joined.fraction(50, 90.0, 5.0) == pytest.approx(0.45)
+        assert joined.fraction(50, budget_s - 5.0, 5.0) == 1
+        seconds = [90.0 + (budget_s - 95.0) * number / 1000 for number in range(1001)]
+        fractions = [joined.fraction(50, used_s, 5.0) for used_s in seconds]
+        assert max(abs(b - a) for a, b in pairwise(fractions)) < 0.01
+
+
+def test_less_than_is_done_already_is_over() -> None:
+    schedule = Schedule(0.01, 0.9, steps_per_epoch=10, num_epochs=5)
+    assert schedule.rejoined(0.5, 60, 0.0, 0.0) == Course()
+    assert schedule.is_over(60, 0.0, 0.0, 1.0)
+
+
+def test_a_course_that_falls_ends_early_with_the_whole_decay() -> None:
+    schedule = Schedule(0.01, 0.9, steps_per_epoch=10, num_epochs=100)
+    falling = on_course(schedule, Course.falling(20, 0.2, 10))
+    assert [falling.fraction(10 * epoch, 0, 0) for epoch in (20, 25, 30)] == pytest.approx([0.2, 0.6, 1.0])
+    assert falling.total_steps == 300
+    assert falling.left_s(290, 0, 2.0) == 20
+    seconds = on_course(Schedule(0.01, 0.9, 250, budget_s=1000.0), Course.falling(400.0, 0.4, 200.0))
+    assert seconds.fraction(0, 495.0, 10.0) == pytest.approx(0.7)
+    assert seconds.is_over(10, 590.0, 10.0, 1.0)
+    assert seconds.left_s(10, 450.0, 1.0) == 150.0
