@@ -53,6 +53,8 @@ class Counters(Value):
         step_s: Running mean of seconds a step.
         validation_s: Seconds spent on validation so far.
         validation_cost_s: Seconds of the last validation.
+        whole_s: Seconds spent on looks at whole cases so far.
+        whole_cost_s: Seconds of the last of them.
         ema_pseudo_dice: Running mean of the pseudo-Dice.
         best_ema_pseudo_dice: The best of it so far.
         best_epoch: Where that was.
@@ -83,6 +85,8 @@ class Counters(Value):
     step_s: float = 0.0
     validation_s: float = 0.0
     validation_cost_s: float = 0.0
+    whole_s: float = 0.0
+    whole_cost_s: float = 0.0
     ema_pseudo_dice: float | None = None
     best_ema_pseudo_dice: float | None = None
     best_epoch: int | None = None

@@ -9,49 +9,131 @@ from typing import Any
 
 import torch
 
-from autoseg.domain.plan import TrainingPlan
+from autoseg.domain.plan import Configuration
 from autoseg.training import plateau, validation
 from autoseg.training.batches import BatchReader
 from autoseg.training.checkpoint import Counters
 from autoseg.training.learner import Learner
-from autoseg.training.records import EpochRecord, read_metrics, write_metrics
+from autoseg.training.records import EpochRecord, RunRecord, read_metrics, write_metrics
 from autoseg.training.schedule import Course, Pace, Schedule
+from autoseg.training.validation import QuickLook
+from autoseg.training.whole import WholeLook, WholeLooks
 
 log = logging.getLogger("autoseg")
 
 
-@dataclass(slots=True)
+_NEXT = {"epoch_steps": 0, "epoch_loss_sum": 0.0, "epoch_bad_steps": 0, "epoch_s": 0.0, "epoch_step_s": 0.0}
+"""What an epoch begins with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """What was looked at when an epoch ended.
+
+    Attributes:
+        quick: At patches; None when not.
+        whole: At whole cases; None when not.
+        ema: Running mean of the pseudo-Dice, this epoch's included.
+    """
+
+    quick: QuickLook | None
+    whole: WholeLook | None
+    ema: float | None
+
+    @property
+    def mean(self) -> float | None:
+        """Mean pseudo-Dice of this epoch."""
+        return self.quick.mean if self.quick else None
+
+    @property
+    def seconds(self) -> float:
+        """What the looks took."""
+        return sum(look.seconds for look in (self.quick, self.whole) if look is not None)
+
+    def is_above(self, best: float | None) -> bool:
+        """Whether the weights are better than the best so far."""
+        return self.mean is not None and self.ema is not None and self.ema > (best or -1.0)
+
+
+def _record(counters: Counters, pace: Pace, used_s: float, looks: Looks) -> EpochRecord:
+    quick, whole = looks.quick, looks.whole
+    return EpochRecord(
+        epoch=counters.epoch,
+        step=counters.step,
+        seconds=used_s + looks.seconds,
+        seconds_per_step=counters.epoch_step_s / counters.epoch_steps,
+        learning_rate=pace.rate,
+        momentum=pace.momentum,
+        train_loss=counters.epoch_loss,
+        num_bad_steps=counters.epoch_bad_steps,
+        validation_loss=quick.loss if quick else None,
+        pseudo_dice=quick.pseudo_dice if quick else (),
+        mean_pseudo_dice=looks.mean,
+        ema_pseudo_dice=looks.ema,
+        whole_dice=whole.dice if whole else (),
+        mean_whole_dice=whole.mean if whole else None,
+        num_whole_cases=whole.num_cases if whole else 0,
+    )
+
+
+def _looked(counters: Counters, looks: Looks, *, is_best: bool) -> dict[str, Any]:
+    """What the looks change in the counters."""
+    update: dict[str, Any] = {"ema_pseudo_dice": looks.ema}
+    if looks.quick:
+        seconds = looks.quick.seconds
+        update |= {"validation_s": counters.validation_s + seconds, "validation_cost_s": seconds}
+    if looks.whole:
+        seconds = looks.whole.seconds
+        update |= {"whole_s": counters.whole_s + seconds, "whole_cost_s": seconds}
+    if is_best:
+        update |= {"best_ema_pseudo_dice": looks.ema, "best_epoch": counters.epoch}
+    return update
+
+
 class EpochEnds:
     """Ends the epochs of one start of a training; holds its learning curve.
 
-    Attributes:
+    Args:
         folder: The fold folder.
-        training: How the network learns.
+        where: Fold and configuration, for messages.
+        part: What is trained.
         learner: What learns.
         reader: Draws validation patches.
-        where: Fold and configuration, for messages.
         device: Where the network is.
         precision: Of its forward pass.
-        validation_patches: Fixed patches that are looked at; None: not chosen yet.
+        before: What an earlier start chose to look at.
+
+    Attributes:
         records: The learning curve so far.
+        validation_patches: Fixed patches that are looked at; None: not chosen yet.
+        whole: Looks at whole cases.
     """
 
-    folder: Path
-    training: TrainingPlan
-    learner: Learner
-    reader: BatchReader
-    where: str
-    device: torch.device
-    precision: str
-    validation_patches: int | None
-    records: tuple[EpochRecord, ...] = ()
+    def __init__(
+        self,
+        folder: Path,
+        where: str,
+        part: Configuration,
+        learner: Learner,
+        reader: BatchReader,
+        device: torch.device,
+        precision: str,
+        before: RunRecord | None,
+    ) -> None:
+        self._folder, self._where = folder, where
+        self._training = part.training
+        self._learner, self._reader = learner, reader
+        self._device, self._precision = device, precision
+        self.records: tuple[EpochRecord, ...] = ()
+        self.validation_patches = before.validation_patches if before else None
+        self.whole = WholeLooks(part, learner, reader, device, precision, before.whole_cases if before else None)
 
     def forget_from(self, epoch: int) -> None:
         """Cut the learning curve back to the epochs before this one, in the file too."""
         # An epoch that is open in the checkpoint will be recorded again, even if the step is the same.
-        found = read_metrics(self.folder) if epoch else ()
+        found = read_metrics(self._folder) if epoch else ()
         self.records = tuple(record for record in found if record.epoch < epoch)
-        write_metrics(self.folder, self.records)
+        write_metrics(self._folder, self.records)
 
     def end(
         self, counters: Counters, schedule: Schedule, pace: Pace, used_s: float, *, is_last: bool
@@ -68,46 +150,20 @@ class EpochEnds:
         Returns:
             The counters with the next epoch open, and whether the weights are the best by validation so far.
         """
-        look = None
-        if self._may_look(counters, schedule, used_s, is_last=is_last):
-            look = self._look(counters, schedule)
-        mean = look.mean if look else None
-        ema = validation.running_mean(counters.ema_pseudo_dice, mean)
-        is_best = mean is not None and ema is not None and ema > (counters.best_ema_pseudo_dice or -1.0)
-        record = EpochRecord(
-            epoch=counters.epoch,
-            step=counters.step,
-            seconds=used_s + (look.seconds if look else 0.0),
-            seconds_per_step=counters.epoch_step_s / counters.epoch_steps,
-            learning_rate=pace.rate,
-            momentum=pace.momentum,
-            train_loss=counters.epoch_loss,
-            num_bad_steps=counters.epoch_bad_steps,
-            validation_loss=look.loss if look else None,
-            pseudo_dice=look.pseudo_dice if look else (),
-            mean_pseudo_dice=mean,
-            ema_pseudo_dice=ema,
-        )
+        quick = self._look(counters, schedule) if self._may_look(counters, schedule, used_s, is_last=is_last) else None
+        ema = validation.running_mean(counters.ema_pseudo_dice, quick.mean if quick else None)
+        # The last weights are validated on every case when the training is over.
+        whole = None if is_last else self.whole.look(counters, schedule, ema, used_s)
+        looks = Looks(quick, whole, ema)
+        record = _record(counters, pace, used_s, looks)
         course = counters.course if is_last else self._course(counters, schedule, record)
         if course != counters.course:
             record = record.model_copy(update={"ends_at": course.end})
         self.records = (*self.records, record)
-        write_metrics(self.folder, self.records)
-        update: dict[str, Any] = {
-            "epoch": counters.epoch + 1,
-            "epoch_steps": 0,
-            "epoch_loss_sum": 0.0,
-            "epoch_bad_steps": 0,
-            "epoch_s": 0.0,
-            "epoch_step_s": 0.0,
-            "ema_pseudo_dice": ema,
-            "course": course,
-        }
-        if look:
-            update |= {"validation_s": counters.validation_s + look.seconds, "validation_cost_s": look.seconds}
-        if is_best:
-            update |= {"best_ema_pseudo_dice": ema, "best_epoch": counters.epoch}
-        return counters.model_copy(update=update), is_best
+        write_metrics(self._folder, self.records)
+        is_best = looks.is_above(counters.best_ema_pseudo_dice)
+        update = _looked(counters, looks, is_best=is_best) | {"course": course}
+        return counters.model_copy(update=_NEXT | {"epoch": counters.epoch + 1} | update), is_best
 
     def _course(self, counters: Counters, schedule: Schedule, newest: EpochRecord) -> Course:
         """As it was, or shortened where the measure has stopped rising."""
@@ -117,37 +173,37 @@ class EpochEnds:
             if record.mean_pseudo_dice is not None and record.epoch >= counters.course.since
         ]
         found = plateau.shortened(
-            schedule, self.training.early_end, measures, counters.step, newest.seconds, counters.fraction or 0.0
+            schedule, self._training.early_end, measures, counters.step, newest.seconds, counters.fraction or 0.0
         )
         if found is None:
             return counters.course
-        log.info(plateau.message(self.where, schedule, *found))
+        log.info(plateau.message(self._where, schedule, *found))
         return found[0]
 
     def _may_look(self, counters: Counters, schedule: Schedule, used_s: float, *, is_last: bool) -> bool:
         """Under a time budget a look must fit into its part of the seconds used; the last one is kept free for."""
-        if not self.reader.sampler.case_ids or self.training.validation_steps_per_epoch == 0:
+        if not self._reader.sampler.case_ids or self._training.validation_steps_per_epoch == 0:
             return False
         if schedule.num_epochs is not None or counters.validation_cost_s == 0 or is_last:
             return True
-        return counters.validation_s + counters.validation_cost_s <= validation.TIME_FRACTION * used_s
+        return counters.validation_s + counters.validation_cost_s <= validation.QUICK_FRACTION * used_s
 
     def _look(self, counters: Counters, schedule: Schedule) -> validation.QuickLook:
-        batch_size = self.training.batch_size
+        batch_size = self._training.batch_size
         if self.validation_patches is None:
-            most = self.training.validation_steps_per_epoch * batch_size
+            most = self._training.validation_steps_per_epoch * batch_size
             self.validation_patches = (
                 most
                 if schedule.num_epochs is not None
                 else validation.affordable_patches(schedule.epoch_s, counters.step_s, batch_size, most)
             )
         return validation.quick_look(
-            self.learner.network,
-            self.learner.weights,
-            self.reader,
+            self._learner.network,
+            self._learner.weights,
+            self._reader,
             self.validation_patches,
-            device=self.device,
-            precision=self.precision,
-            batch_dice=self.training.batch_dice,
-            regions=self.learner.regions,
+            device=self._device,
+            precision=self._precision,
+            batch_dice=self._training.batch_dice,
+            regions=self._learner.regions,
         )

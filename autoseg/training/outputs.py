@@ -116,6 +116,7 @@ class FoldOutputs:
         used_s: float,
         *,
         validation_patches: int | None,
+        whole_cases: tuple[str, ...] | None,
         starts: tuple[Start, ...],
     ) -> RunRecord:
         """Write run.json; returns what it holds.
@@ -125,6 +126,7 @@ class FoldOutputs:
             counters: Where it is.
             used_s: Seconds of training.
             validation_patches: Chosen number of fixed patches.
+            whole_cases: Chosen cases to look at as wholes.
             starts: Of this training so far, this one included.
         """
         on_gpu = self.device.type == "cuda"
@@ -143,6 +145,7 @@ class FoldOutputs:
             cases_digest=self.cases.digest,
             previous_weights=dict(self.cases.previous_weights),
             validation_patches=validation_patches,
+            whole_cases=whole_cases,
             epochs=counters.epoch,
             steps=counters.step,
             seconds=round(used_s, 3),

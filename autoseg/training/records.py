@@ -122,6 +122,10 @@ class EpochRecord(Value):
             is neither there nor predicted, or was not annotated.
         mean_pseudo_dice: Mean of those that are defined.
         ema_pseudo_dice: Its running mean, by which `best` is chosen.
+        whole_dice: A foreground class or region each: Dice of whole validation cases, the mean over those of the cases
+            looked at that contain it; None where none does. Empty after an epoch without such a look.
+        mean_whole_dice: Mean of those that are defined.
+        num_whole_cases: Cases that were looked at.
         ends_at: Where the training will end, in epochs or seconds, when that changed because of a plateau; else None.
     """
 
@@ -137,6 +141,9 @@ class EpochRecord(Value):
     pseudo_dice: tuple[float | None, ...] = ()
     mean_pseudo_dice: float | None = None
     ema_pseudo_dice: float | None = None
+    whole_dice: tuple[float | None, ...] = ()
+    mean_whole_dice: float | None = None
+    num_whole_cases: int = 0
     ends_at: float | None = None
 
 
@@ -171,6 +178,7 @@ class RunRecord(Value):
         cases_digest: Of the fold's cases; empty in records that did not hold it.
         previous_weights: SHA-256 of the weights, by fold, that predicted the maps which a cascade learned from.
         validation_patches: Fixed patches that are looked at after an epoch; chosen once, kept afterwards.
+        whole_cases: Validation cases that are looked at as wholes; chosen once, kept afterwards; None: not chosen yet.
         seconds: Training seconds over all starts.
         num_bad_steps: Steps that were skipped because their loss or gradient was not finite.
         course: How it deviates from the straight way to the length that was asked for.
@@ -194,6 +202,7 @@ class RunRecord(Value):
     cases_digest: str = ""
     previous_weights: dict[str, str] = Field(default_factory=dict)
     validation_patches: int | None = None
+    whole_cases: tuple[str, ...] | None = None
     epochs: int = 0
     steps: int = 0
     seconds: float = 0.0

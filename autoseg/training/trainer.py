@@ -169,15 +169,9 @@ class _Training:
         seed, stages = settings.seed, (runtime.STAGE_SAMPLE, runtime.STAGE_VALIDATE)
         known = cases.annotated
         self.train_reader = BatchReader.of(self.part, store, cases.train, seed, stages[0], previous, known)
+        reader = BatchReader.of(self.part, store, cases.validation, seed, stages[1], previous, known)
         self.ends = EpochEnds(
-            folder,
-            training,
-            self.learner,
-            BatchReader.of(self.part, store, cases.validation, seed, stages[1], previous, known),
-            self.where,
-            self.device,
-            self.precision,
-            self.before.validation_patches if self.before else None,
+            folder, self.where, self.part, self.learner, reader, self.device, self.precision, self.before
         )
         self.bad_steps = BadSteps(folder, self.where, self.learner.network, self.device, self.precision)
         self.starts = self.before.starts if self.before else ()
@@ -322,9 +316,13 @@ class _Training:
         self.outputs.write_model(name, self.learner.weights, self.counters, self.clock.used_s())
 
     def _write_run(self, status: Status) -> None:
-        patches = self.ends.validation_patches
         self.outputs.write_run(
-            status, self.counters, self.clock.used_s(), validation_patches=patches, starts=self.starts
+            status,
+            self.counters,
+            self.clock.used_s(),
+            validation_patches=self.ends.validation_patches,
+            whole_cases=self.ends.whole.case_ids,
+            starts=self.starts,
         )
 
     def _result(self) -> TrainResult:

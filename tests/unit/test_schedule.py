@@ -73,8 +73,8 @@ def test_pseudo_dice() -> None:
 
 
 def test_looks_take_their_part() -> None:
-    # A patch costs a third of 1.4 s / 7; 4 % of 25 s are 1 s.
-    assert affordable_patches(25.0, 1.4, 7, 350) == 15
+    # A patch costs a third of 1.4 s / 7; 3 % of 25 s are 0.75 s.
+    assert affordable_patches(25.0, 1.4, 7, 350) == 11
     assert affordable_patches(25.0, 100.0, 7, 350) == 4
     assert affordable_patches(1e6, 1.4, 7, 350) == 350
 
