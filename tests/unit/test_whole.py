@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from autoseg.domain.plan import Configuration
 from autoseg.io.store import CaseStore
 from autoseg.training import whole
 from autoseg.training.batches import BatchReader
+from autoseg.training.cascade import PreviousReader
 from autoseg.training.checkpoint import Counters
 from autoseg.training.learner import Learner
 from autoseg.training.records import TrainSettings, read_metrics, read_run
@@ -121,6 +123,44 @@ def test_voxels_to_ignore_and_classes_nobody_drew_are_left_out(
     annotated = {f"case_{number}": (False, True) for number in range(NUM_CASES)}
     looks = looks_at(store, part_of(), case_ids=("case_2",), annotated=annotated)
     assert look(looks).dice == (None, pytest.approx(dice_of_rounding(2)[1]))
+
+
+def test_regions_are_counted_where_they_are_predicted(store: CaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first region holds both classes, the second one the brighter of them."""
+
+    def above(tiles: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tiles[:, :1] - 0.5, tiles[:, :1] - 1.5], dim=1)
+
+    looks = looks_at(store, part_of(), case_ids=("case_4",))
+    looks.learner.regions = torch.tensor([[False, True, True], [False, False, True]])
+    monkeypatch.setattr(WholeLooks, "_forward", lambda _: above)
+    image, labels = toy_case(4)
+    expected = []
+    for bound, truth in ((0.5, labels >= 1), (1.5, labels == 2)):
+        found = image[0] > bound
+        expected.append(2 * (found & truth).sum() / (found.sum() + truth.sum()))
+    assert look(looks).dice == pytest.approx(tuple(expected))
+
+
+class CopiesTheMap(torch.nn.Module):
+    """A cascade that believes its previous stage."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[1] == 3, "the image and one channel a foreground class"
+        return torch.cat([0.5 - x[:, 1:].sum(1, keepdim=True), x[:, 1:]], dim=1)
+
+
+def test_a_cascade_sees_the_map_of_its_previous_stage(store: CaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Maps:
+        def open(self, case_id: str) -> object:
+            _, labels = toy_case(int(case_id.removeprefix("case_")))
+            return SimpleNamespace(shape=labels.shape, read=lambda start, stop: labels.astype(np.uint8))
+
+    looks = looks_at(store, part_of(), case_ids=("case_5", "case_6"))
+    looks.reader = replace(looks.reader, previous=PreviousReader(Maps(), 3, None, 0))
+    looks.learner.network = CopiesTheMap()
+    monkeypatch.setattr(Learner, "weights", {})
+    assert look(looks).dice == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
