@@ -165,6 +165,18 @@ class EpochEnds:
         update = _looked(counters, looks, is_best=is_best) | {"course": course}
         return counters.model_copy(update=_NEXT | {"epoch": counters.epoch + 1} | update), is_best
 
+    def look_s(self, counters: Counters) -> float:
+        """Seconds of the looks at the end of an epoch: of the last one, or by the time of a step."""
+        if counters.validation_cost_s or not self._reader.sampler.case_ids:
+            return counters.validation_cost_s
+        return self._training.validation_steps_per_epoch * validation.FORWARD_FRACTION * counters.step_s
+
+    @property
+    def whole_dice(self) -> float | None:
+        """Mean Dice of the newest look at whole cases."""
+        found = (record.mean_whole_dice for record in reversed(self.records))
+        return next((dice for dice in found if dice is not None), None)
+
     def _course(self, counters: Counters, schedule: Schedule, newest: EpochRecord) -> Course:
         """As it was, or shortened where the measure has stopped rising."""
         measures = [

@@ -244,10 +244,17 @@ class Schedule:
             return steps_in_epoch >= self.steps_per_epoch
         return seconds_in_epoch >= self.epoch_s
 
-    def left_s(self, step: int, used_s: float, step_s: float) -> float:
-        """Seconds until the end, as far as one can tell."""
+    def left_s(self, step: int, used_s: float, step_s: float, look_s: float = 0.0) -> float:
+        """Seconds until the end, as far as one can tell.
+
+        Args:
+            step: Steps done.
+            used_s: Seconds used.
+            step_s: Expected seconds of a step.
+            look_s: What each epoch takes besides its steps; a time budget holds that already.
+        """
         if self.total_steps is not None:
-            return max(0.0, (self.total_steps - step) * step_s)
+            return max(0.0, (self.total_steps - step) * (step_s + look_s / self.steps_per_epoch))
         return max(0.0, self.length - used_s)
 
     def _end(self, reserve_s: float) -> float:

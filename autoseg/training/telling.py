@@ -2,13 +2,67 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import ceil, floor, log10
 
 from autoseg.training.checkpoint import Counters
-from autoseg.training.schedule import Schedule
+from autoseg.training.records import EpochRecord
+from autoseg.training.schedule import FINAL_WORK_S, Schedule
+from autoseg.training.validation import TIME_FRACTION
 
 ANNOUNCED_AFTER_STEPS = 5
 """Steps of a start after which its speed is told: the first ones are slower."""
+
+LEAST_STEPS = 300
+"""Fewer leave much of what could be learned: in five minutes 318 steps reached a Dice of 0.861 where 84 reached 0.520.
+
+Source: docs/benchmarks/seven-sets.md.
+"""
+
+SPARE_FRACTION = 0.1
+"""Part of a step that planning does not foresee: augmentation, reading, a machine that is busier than it was."""
+
+_DIGITS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where a training is.
+
+    Attributes:
+        schedule: Its length.
+        counters: Steps, losses and pseudo-Dice so far.
+        used_s: Seconds used so far.
+        look_s: Seconds of the looks after each epoch, which epochs have on top of their steps.
+        now: The time.
+    """
+
+    schedule: Schedule
+    counters: Counters
+    used_s: float
+    look_s: float
+    now: datetime
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the end, as far as one can tell."""
+        return self.schedule.left_s(self.counters.step, self.used_s, self.counters.step_s, self.look_s)
+
+    @property
+    def end(self) -> str:
+        """When that is; the date only where it is not today."""
+        end = self.now + timedelta(seconds=self.left_s)
+        return f"{end:%H:%M}" if end.date() == self.now.date() else f"{end:%Y-%m-%d %H:%M}"
+
+    @property
+    def expected_steps(self) -> int:
+        """Steps of the whole training."""
+        total = self.schedule.total_steps
+        if total is not None:
+            return total
+        looks = 1 - TIME_FRACTION
+        return self.counters.step + round(looks * self.left_s / max(self.counters.step_s, 1e-9))
 
 
 def duration(seconds: float) -> str:
@@ -23,52 +77,81 @@ def duration(seconds: float) -> str:
     return f"{days} d {hours} h" if days else f"{hours} h {minutes:02d} min"
 
 
-def announcement(
-    where: str, schedule: Schedule, counters: Counters, used_s: float, *, device: str, precision: str, now: datetime
-) -> str:
+def announcement(where: str, moment: Moment, *, device: str, precision: str) -> str:
     """What the training will do and when it will end, judged by its first steps.
 
     Args:
         where: Fold and configuration.
-        schedule: Its length.
-        counters: Where it is, with the seconds of its steps.
-        used_s: Seconds used so far.
+        moment: After these steps.
         device: Where it runs.
         precision: Of the network.
-        now: The time.
     """
-    left_s = schedule.left_s(counters.step, used_s, counters.step_s)
+    schedule, step_s = moment.schedule, moment.counters.step_s
     if schedule.total_steps is None:
-        about = counters.step + round(left_s / max(counters.step_s, 1e-9))
-        length = f"{duration(schedule.budget_s or 0.0)}, about {about:,} steps"
+        length = f"{duration(schedule.length)}, about {moment.expected_steps:,} steps"
     else:
-        length = f"{schedule.num_epochs:,} epochs of {schedule.steps_per_epoch} steps"
-    end = now + timedelta(seconds=left_s)
-    # Without a date only where it is today.
-    when = f"{end:%H:%M}" if end.date() == now.date() else f"{end:%Y-%m-%d %H:%M}"
+        length = f"{schedule.length:,.0f} epochs of {schedule.steps_per_epoch} steps"
     return (
-        f"{where}: {length} in all, {counters.step_s:.2f} s a step in {precision} on {device}; "
-        f"ends about {when} ({duration(left_s)} from now)"
+        f"{where}: {length} in all, {step_s:.2f} s a step in {precision} on {device}; "
+        f"ends about {moment.end} ({duration(moment.left_s)} from now)"
     )
 
 
-def note(counters: Counters, last_loss: float | None, rate: float, schedule: Schedule, used_s: float) -> str:
+def mismatch(where: str, moment: Moment) -> str:
+    """What to do where a time budget holds too few steps of this network; "" where it holds enough.
+
+    The step that is asked for leaves room for everything that takes time besides: looks at validation cases, the last
+    weights, and what planning does not foresee.
+
+    Args:
+        where: Fold and configuration.
+        moment: After the first steps.
+    """
+    schedule, steps = moment.schedule, moment.expected_steps
+    if schedule.total_steps is not None or steps >= LEAST_STEPS:
+        return ""
+    for_steps = (1 - TIME_FRACTION) * (1 - SPARE_FRACTION)
+    step_s = _rounded_down(for_steps * max(schedule.length - FINAL_WORK_S, schedule.length / 2) / LEAST_STEPS)
+    longer_min = ceil((LEAST_STEPS * moment.counters.step_s / (1 - TIME_FRACTION) + FINAL_WORK_S) / 60)
+    return (
+        f"{where}: {duration(schedule.length)} hold about {steps} steps of {moment.counters.step_s:.2f} s, too few to "
+        f"learn much: a training needs at least {LEAST_STEPS}. Plan a network with shorter steps for this time\n"
+        f"  autoseg plan DATASET --out NEW_RUN --preset cpu --step-time {step_s:g}s\n"
+        f"or train this one for longer: --time-budget {longer_min}m"
+    )
+
+
+def _rounded_down(value: float) -> float:
+    """To two digits."""
+    scale = 10.0 ** (_DIGITS - 1 - floor(log10(value)))
+    return floor(value * scale) / scale
+
+
+def note(moment: Moment, batch_size: int, last: EpochRecord | None, whole_dice: float | None) -> str:
     """Where the training is, in one short line.
 
     Args:
-        counters: Steps, losses and pseudo-Dice so far.
-        last_loss: Of the last whole epoch, if there is one.
-        rate: The learning rate.
-        schedule: Its length.
-        used_s: Seconds used so far.
+        moment: After the newest step.
+        batch_size: Samples a step.
+        last: The last whole epoch, if there is one.
+        whole_dice: Mean Dice of the last look at whole cases, if there was one.
     """
+    counters = moment.counters
     parts = [f"epoch {counters.epoch}"]
-    loss = last_loss if counters.epoch_loss is None else counters.epoch_loss
+    loss = counters.epoch_loss
+    if loss is None and last is not None:
+        loss = last.train_loss
     if loss is not None:
         parts.append(f"loss {loss:.3f}")
-    parts.append(f"lr {rate:.2g}")
     if counters.ema_pseudo_dice is not None:
-        parts.append(f"pseudo-Dice {counters.ema_pseudo_dice:.3f}")
-    left = round(schedule.left_s(counters.step, used_s, counters.step_s))
-    parts += [f"{counters.step_s:.2f} s/step", f"{left // 60}:{left % 60:02d} left"]
+        parts.append(f"Dice {counters.ema_pseudo_dice:.3f}" + (f" (whole {whole_dice:.3f})" if whole_dice else ""))
+    if counters.step_s > 0:
+        parts.append(f"{batch_size / counters.step_s:.3g} samples/s")
+    parts.append(f"ends {moment.end} (in {_clock(moment.left_s)})")
     return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -340,19 +340,18 @@ class _Training:
         self.progress.start(f"train {self.where}", round(self.schedule.length) if total is None else total)
         self.progress.advance(self._progress_made())
 
+    def _moment(self) -> telling.Moment:
+        look_s = self.ends.look_s(self.counters)
+        return telling.Moment(self.schedule, self.counters, self.clock.used_s(), look_s, datetime.now())
+
     def _note(self) -> str:
-        last_loss = self.ends.records[-1].train_loss if self.ends.records else None
-        return telling.note(self.counters, last_loss, self.pace.rate, self.schedule, self.clock.used_s())
+        last = self.ends.records[-1] if self.ends.records else None
+        batch_size = self.part.training.batch_size
+        return telling.note(self._moment(), batch_size, last, self.ends.whole_dice)
 
     def _announce(self) -> None:
-        log.info(
-            telling.announcement(
-                self.where,
-                self.schedule,
-                self.counters,
-                self.clock.used_s(),
-                device=str(self.device),
-                precision=self.precision,
-                now=datetime.now(),
-            )
-        )
+        moment = self._moment()
+        log.info(telling.announcement(self.where, moment, device=str(self.device), precision=self.precision))
+        problem = telling.mismatch(self.where, moment)
+        if problem:
+            log.warning(problem)
