@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from autoseg.domain.dataset import LabelSchema
 from autoseg.domain.fingerprint import Fingerprint
@@ -139,6 +140,32 @@ class Evaluation(Value):
         )
 
 
+class BestWeights(Value):
+    """The fold's best weights by the quick looks of its training, beside the final ones: chosen on the cases scored.
+
+    Such a score is too good by an unknown amount, and never stands for the fold.
+
+    Attributes:
+        chosen_on_these_cases: Says so in the file.
+        weights_sha256: The weights; empty where there are none.
+        differ: Whether they are others than the final ones.
+        epoch: Epochs done when they were saved.
+        mean_foreground_dice: As of the final weights, on the same cases.
+        class_dice: Mean Dice by class.
+        seconds: Of predicting and comparing.
+        skipped: Why they were not scored; empty where they were.
+    """
+
+    chosen_on_these_cases: Literal[True] = True
+    weights_sha256: str = ""
+    differ: bool = False
+    epoch: int | None = None
+    mean_foreground_dice: float | None = None
+    class_dice: dict[str, float | None] = Field(default_factory=dict)
+    seconds: float = 0.0
+    skipped: str = ""
+
+
 class FoldEvaluation(Value):
     """A fold's validation cases, predicted by its final weights and compared: its `validation/summary.json`.
 
@@ -146,6 +173,8 @@ class FoldEvaluation(Value):
         weights_sha256: The weights that predicted; other weights make it stale.
         predict_s: Seconds of predicting.
         score_s: Seconds of comparing.
+        evaluation: The comparison.
+        best: The best weights by the quick looks, on the same cases; None: not looked at yet.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -153,6 +182,7 @@ class FoldEvaluation(Value):
     predict_s: float
     score_s: float
     evaluation: Evaluation
+    best: BestWeights | None = None
 
 
 def summarise(cases: Sequence[CaseMetrics], class_names: Sequence[str]) -> Summary:

@@ -11,21 +11,20 @@ from autoseg.config import TrainSettings, parse_assignments
 from autoseg.domain.dataset import Dataset, Fold
 from autoseg.domain.plan import Plan
 from autoseg.errors import ConfigError
-from autoseg.evaluation.crossval import Evaluation, evaluate_cases, tolerance_of
-from autoseg.inference.predictor import predict_cases
-from autoseg.io.files import read_json, remove_leftovers, write_json
-from autoseg.io.model import load_model
+from autoseg.evaluation.crossval import BestWeights
+from autoseg.io.files import remove_leftovers
 from autoseg.io.run_folder import FOLD_ALL, RunFolder
 from autoseg.io.store import CaseStore
 from autoseg.pipeline.cascade import FoldName, OutOfFold, out_of_fold, prepare_maps
-from autoseg.pipeline.cases import SILENT, annotated_names, labels_of, map_cases
+from autoseg.pipeline.cases import SILENT, map_cases
 from autoseg.pipeline.disk import DiskGuard, most_bytes
 from autoseg.pipeline.folds import require_fitting
 from autoseg.pipeline.needs import preparing_bytes
 from autoseg.pipeline.tasks import Done, Preparing
+from autoseg.pipeline.validating import validate_fold
 from autoseg.planning.overrides import apply_overrides
 from autoseg.preprocessing.prepare import cache_digest
-from autoseg.runtime import Progress, num_cpus
+from autoseg.runtime import Progress
 from autoseg.training import records
 from autoseg.training.cascade import PreviousStage
 from autoseg.training.trainer import train_fold
@@ -41,6 +40,7 @@ class FoldOutcome:
         num_validation: How many cases that is over.
         train_s: Seconds of training.
         validation_s: Seconds of predicting and scoring the validation cases, after the budget.
+        best: The best weights by the quick looks, on the same cases.
     """
 
     configuration: str
@@ -50,6 +50,7 @@ class FoldOutcome:
     num_validation: int
     train_s: float
     validation_s: float
+    best: BestWeights | None = None
 
     def line(self) -> str:
         """One line for a person."""
@@ -59,7 +60,19 @@ class FoldOutcome:
         dice = "undefined" if self.mean_dice is None else f"{self.mean_dice:.4f}"
         return (
             f"{head}; mean foreground Dice {dice} on {self.num_validation} validation cases "
-            f"(predicted and scored in {self.validation_s:.0f} s). Model: {self.folder}"
+            f"(predicted and scored in {self.validation_s:.0f} s). {self._best_line()}Model: {self.folder}"
+        )
+
+    def _best_line(self) -> str:
+        """What the best weights scored, marked as what it is; nothing where they were not scored."""
+        best = self.best
+        if best is None or not best.differ:
+            return ""
+        if best.mean_foreground_dice is None:
+            return f"The best weights by the looks during training were not compared: {best.skipped or 'no Dice'}. "
+        return (
+            f"The best weights by the looks during training (epoch {best.epoch}) have {best.mean_foreground_dice:.4f} "
+            f"there, but were chosen on these cases (another {best.seconds:.0f} s). "
         )
 
 
@@ -188,78 +201,18 @@ def _train_one(
         dataset.annotated_rows,
     )
     started = time.monotonic()
-    evaluation = validate_fold(
-        run_folder, folder, dataset, members.validation, settings, previous=found, progress=progress
-    )
+    scored = validate_fold(run_folder, folder, dataset, members.validation, settings, previous=found, progress=progress)
+    best = None if scored is None else scored.best
     return FoldOutcome(
         configuration=name,
         fold=number,
         folder=folder,
-        mean_dice=None if evaluation is None else evaluation.summary.mean_foreground_dice,
+        mean_dice=None if scored is None else scored.evaluation.summary.mean_foreground_dice,
         num_validation=len(members.validation),
         train_s=result.seconds,
-        validation_s=time.monotonic() - started,
+        validation_s=max(0.0, time.monotonic() - started - (best.seconds if best else 0.0)),
+        best=best,
     )
-
-
-def validate_fold(
-    run_folder: RunFolder,
-    folder: Path,
-    dataset: Dataset,
-    case_ids: Sequence[str],
-    settings: TrainSettings,
-    *,
-    previous: Mapping[str, OutOfFold] | None = None,
-    progress: Progress = SILENT,
-) -> Evaluation | None:
-    """Predict a fold's validation cases with its final weights and score them, unless that is done; None without cases.
-
-    Args:
-        run_folder: The run.
-        folder: Of the fold.
-        dataset: The run's.
-        case_ids: The validation cases.
-        settings: Device and precision.
-        previous: Of a cascade: what the previous stage predicted for them, unseen.
-        progress: One step a case.
-    """
-    if not case_ids:
-        return None
-    validation, model = folder / records.VALIDATION_FOLDER, load_model(folder)
-    summary = validation / records.VALIDATION_SUMMARY_FILE
-    if summary.is_file():
-        stored = read_json(summary)
-        if stored.get("weights_sha256") == model.card.weights_sha256:
-            return Evaluation.model_validate(stored["evaluation"])
-    started = time.monotonic()
-    cases = [dataset.case(case_id) for case_id in case_ids]
-    outcome = predict_cases(
-        [model],
-        cases,
-        validation,
-        ending=dataset.file_ending,
-        device=settings.device,
-        precision=settings.precision,
-        previous=None if previous is None else {case_id: previous[case_id].label_map for case_id in case_ids},
-        progress=progress,
-    )
-    outcome.raise_failures()
-    predicted_s = time.monotonic() - started
-    evaluation = evaluate_cases(
-        [(case.id, validation / f"{case.id}{dataset.file_ending}", labels_of(case)) for case in cases],
-        dataset.labels,
-        tolerance_of(run_folder.read_fingerprint()),
-        workers=num_cpus(),
-        progress=progress,
-        annotated=annotated_names(cases),
-    )
-    facts = {
-        "weights_sha256": model.card.weights_sha256,
-        "predict_s": predicted_s,
-        "score_s": time.monotonic() - started - predicted_s,
-    }
-    write_json(summary, facts | {"evaluation": evaluation.model_dump(mode="json")})
-    return evaluation
 
 
 def _with_training_overrides(planned: Plan, assignments: Sequence[str]) -> Plan:
