@@ -94,4 +94,12 @@ Seed = Annotated[
     int | None,
     typer.Option("--seed", min=0, help="Of initial weights, patches and augmentation. Default: that of the settings."),
 ]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar="NAME",
+        help="Also log the learning curve to tensorboard, mlflow or wandb (needs the extra of that name). Repeatable.",
+    ),
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget what was trained and start afresh.")]

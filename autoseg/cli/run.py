@@ -30,6 +30,7 @@ def run(
     precision: options.Precision = "auto",
     seed: options.Seed = None,
     restart: options.Restart = False,
+    log: options.Log = None,
 ) -> None:
     """Check, plan, train each fold and report, in one go; run again, it goes on where it stopped."""
     from autoseg.cli.output import TerminalProgress, stdout
@@ -48,6 +49,7 @@ def run(
         device=device,
         precision=precision,
         seed=seed,
+        log=log or (),
     )
     page = results.run(
         dataset,

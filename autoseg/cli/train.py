@@ -22,6 +22,7 @@ def train(
     precision: options.Precision = "auto",
     seed: options.Seed = None,
     restart: options.Restart = False,
+    log: options.Log = None,
     set_: options.Set = None,
     config_file: options.ConfigFile = None,
 ) -> None:
@@ -31,7 +32,13 @@ def train(
     from autoseg.pipeline.settings import resolve_settings
 
     settings = resolve_settings(
-        config_file, epochs=epochs, time_budget=time_budget, device=device, precision=precision, seed=seed
+        config_file,
+        epochs=epochs,
+        time_budget=time_budget,
+        device=device,
+        precision=precision,
+        seed=seed,
+        log=log or (),
     )
     results = training.train(
         run,

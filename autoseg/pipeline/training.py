@@ -25,7 +25,7 @@ from autoseg.pipeline.validating import validate_fold
 from autoseg.planning.overrides import apply_overrides
 from autoseg.preprocessing.prepare import cache_digest
 from autoseg.runtime import Progress
-from autoseg.training import records
+from autoseg.training import loggers, records
 from autoseg.training.cascade import PreviousStage
 from autoseg.training.trainer import train_fold
 
@@ -141,7 +141,8 @@ def train(
         progress: Where to tell how far it is.
 
     Raises:
-        ConfigError: Unknown configuration, fold or key, or the fold is being trained by another process.
+        ConfigError: Unknown configuration, fold or key, a logger that is not installed, or the fold is being trained by
+            another process.
         DatasetError: Cases that cannot be prepared.
         ModelError: It is a cascade and folds of its previous stage are not finished.
     """
@@ -152,6 +153,7 @@ def train(
     folds = _choose_folds(run_folder, fold, dataset)
     part = planned.configurations[name]
     # Before anything that takes long.
+    loggers.require(settings.log)
     found = out_of_fold(run_folder, dataset, part.previous_stage, folds) if part.previous_stage else {}
     store = prepare(run_folder, dataset, planned, name, progress=progress)
     return tuple(
@@ -195,6 +197,7 @@ def _train_one(
             seed=settings.seed,
             restart=restart,
             checkpoint_interval_s=settings.checkpoint_interval_s,
+            log=settings.log,
         ),
         progress,
         previous,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +16,11 @@ from autoseg import runtime
 from autoseg.domain.plan import Plan
 from autoseg.io.model import PREVIOUS_WEIGHTS, WEIGHTS, ModelCard, save_model
 from autoseg.training.checkpoint import Counters
+from autoseg.training.loggers import LOGS_FOLDER, RunFacts
 from autoseg.training.records import (
     VALIDATION_FOLDER,
     VALIDATION_SUMMARY_FILE,
+    EpochRecord,
     Fold,
     FoldCases,
     RunRecord,
@@ -27,6 +29,20 @@ from autoseg.training.records import (
     TrainSettings,
     write_run,
 )
+
+_FACTS = {
+    "configuration",
+    "fold",
+    "plan_digest",
+    "seed",
+    "num_epochs",
+    "time_budget_s",
+    "device",
+    "precision",
+    "num_training_cases",
+    "num_validation_cases",
+}
+"""Of run.json, for loggers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +124,25 @@ class FoldOutputs:
             device=self.device.type,
             precision=self.precision,
         )
+
+    def facts(self, record: RunRecord, done: Sequence[EpochRecord]) -> RunFacts:
+        """What loggers are told of the training.
+
+        Args:
+            record: What run.json holds at the start.
+            done: The learning curve so far.
+        """
+        part = self.plan.configurations[self.configuration]
+        facts = record.model_dump(mode="json", include=_FACTS) | {
+            "data_set": self.plan.dataset,
+            "preset": self.plan.preset,
+            "patch_size": list(part.network.patch_size),
+            "features_per_stage": list(part.network.features_per_stage),
+            **part.training.model_dump(mode="json", exclude={"augmentation", "num_epochs"}),
+            **{f"version_{name}": version for name, version in self.environment["versions"].items()},
+        }
+        name = f"{self.plan.dataset} {self.configuration} fold {self.fold}"
+        return RunFacts(name, self.folder / LOGS_FOLDER, self.plan.labels.names, facts, done)
 
     def write_run(
         self,

@@ -52,6 +52,7 @@ class TrainSettings:
         restart: Forget what was trained before instead of going on.
         checkpoint_interval_s: Longest time between two checkpoints.
         prefetch: Steps read ahead by a thread; 0: none.
+        log: Where to log besides metrics.jsonl; names of `loggers.PACKAGES`.
     """
 
     num_epochs: int | None = None
@@ -62,6 +63,7 @@ class TrainSettings:
     restart: bool = False
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
     prefetch: int = PREFETCH_STEPS
+    log: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_epochs is not None and self.time_budget_s is not None:

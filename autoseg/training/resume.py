@@ -17,6 +17,7 @@ from autoseg.io.model import BEST, WEIGHTS, is_whole
 from autoseg.training import checkpoint
 from autoseg.training.bad_steps import BAD_STEPS_FOLDER
 from autoseg.training.checkpoint import Counters
+from autoseg.training.loggers import LOGS_FOLDER
 from autoseg.training.records import (
     METRICS_FILE,
     RUN_FILE,
@@ -40,7 +41,7 @@ def forget(folder: Path) -> None:
         # The card goes first: weights without a card are no model.
         (folder / f"{name}.json").unlink(missing_ok=True)
         (folder / f"{name}.safetensors").unlink(missing_ok=True)
-    for name in (VALIDATION_FOLDER, BAD_STEPS_FOLDER):
+    for name in (VALIDATION_FOLDER, BAD_STEPS_FOLDER, LOGS_FOLDER):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
     for name in (METRICS_FILE, RUN_FILE):

@@ -31,6 +31,7 @@ from autoseg.training.outputs import FoldOutputs
 from autoseg.training.records import (
     Fold,
     FoldCases,
+    RunRecord,
     Status,
     TrainResult,
     TrainSettings,
@@ -46,6 +47,7 @@ from autoseg.training.resume import (
 )
 from autoseg.training.sampling import PatchStore
 from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Pace, Schedule
+from autoseg.training.trackers import trackers
 
 log = logging.getLogger("autoseg")
 
@@ -173,6 +175,7 @@ class _Training:
         self.ends = EpochEnds(
             folder, self.where, self.part, self.learner, reader, self.device, self.precision, self.before
         )
+        self.loggers = trackers(settings.log)
         self.bad_steps = BadSteps(folder, self.where, self.learner.network, self.device, self.precision)
         self.starts = self.before.starts if self.before else ()
         self.saved_at_s = self.save_cost_s = 0.0
@@ -186,8 +189,8 @@ class _Training:
         self._go_on()
         self.starts = (*self.starts, self.outputs.start(self.counters, self.clock.used_s()))
         self._show_progress()
-        self._write_run("running")
-        with StopRequest() as stop:
+        self.loggers.start(self.outputs.facts(self._write_run("running"), self.ends.records))
+        with StopRequest() as stop, self.loggers:
             self._train(stop)
             self._write_model(WEIGHTS)
             self._write_run("finished")
@@ -270,6 +273,7 @@ class _Training:
         self.counters, is_best = self.ends.end(self.counters, before, self.pace, used_s, is_last=is_last)
         if self.schedule.length != before.length:
             self._show_progress()
+        self.loggers.log(self.ends.records[-1])
         if is_best:
             self._write_model(BEST)
         self._save()
@@ -315,8 +319,9 @@ class _Training:
     def _write_model(self, name: str) -> None:
         self.outputs.write_model(name, self.learner.weights, self.counters, self.clock.used_s())
 
-    def _write_run(self, status: Status) -> None:
-        self.outputs.write_run(
+    def _write_run(self, status: Status) -> RunRecord:
+        self.loggers.status = status
+        return self.outputs.write_run(
             status,
             self.counters,
             self.clock.used_s(),

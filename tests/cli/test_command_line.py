@@ -17,6 +17,7 @@ TRAINING = {
     "--precision",
     "--restart",
     "--seed",
+    "--log",
     "--set",
 }
 PLANNING = {"--out", "--preset", "--vram", "--measure", "--step-time", "--add", "--set", "--config-file"}
