@@ -153,7 +153,8 @@ class EpochEnds:
         quick = self._look(counters, schedule) if self._may_look(counters, schedule, used_s, is_last=is_last) else None
         ema = validation.running_mean(counters.ema_pseudo_dice, quick.mean if quick else None)
         # The last weights are validated on every case when the training is over.
-        whole = None if is_last else self.whole.look(counters, schedule, ema, used_s)
+        newest = quick.mean if quick else ema
+        whole = None if is_last else self.whole.look(counters, schedule, newest, used_s)
         looks = Looks(quick, whole, ema)
         record = _record(counters, pace, used_s, looks)
         course = counters.course if is_last else self._course(counters, schedule, record)
@@ -170,12 +171,6 @@ class EpochEnds:
         if counters.validation_cost_s or not self._reader.sampler.case_ids:
             return counters.validation_cost_s
         return self._training.validation_steps_per_epoch * validation.FORWARD_FRACTION * counters.step_s
-
-    @property
-    def whole_dice(self) -> float | None:
-        """Mean Dice of the newest look at whole cases."""
-        found = (record.mean_whole_dice for record in reversed(self.records))
-        return next((dice for dice in found if dice is not None), None)
 
     def _course(self, counters: Counters, schedule: Schedule, newest: EpochRecord) -> Course:
         """As it was, or shortened where the measure has stopped rising."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil, floor, log10
@@ -117,7 +118,8 @@ def mismatch(where: str, moment: Moment) -> str:
         f"{where}: {duration(schedule.length)} hold about {steps} steps of {moment.counters.step_s:.2f} s, too few to "
         f"learn much: a training needs at least {LEAST_STEPS}. Plan a network with shorter steps for this time\n"
         f"  autoseg plan DATASET --out NEW_RUN --preset cpu --step-time {step_s:g}s\n"
-        f"or train this one for longer: --time-budget {longer_min}m"
+        f"on this machine, as busy as it is in training (its speed is measured), or train this one for longer: "
+        f"--time-budget {longer_min}m"
     )
 
 
@@ -127,28 +129,35 @@ def _rounded_down(value: float) -> float:
     return floor(value * scale) / scale
 
 
-def note(moment: Moment, batch_size: int, last: EpochRecord | None, whole_dice: float | None) -> str:
+def note(moment: Moment, batch_size: int, records: Sequence[EpochRecord]) -> str:
     """Where the training is, in one short line.
 
     Args:
         moment: After the newest step.
         batch_size: Samples a step.
-        last: The last whole epoch, if there is one.
-        whole_dice: Mean Dice of the last look at whole cases, if there was one.
+        records: The learning curve so far.
     """
     counters = moment.counters
     parts = [f"epoch {counters.epoch}"]
     loss = counters.epoch_loss
-    if loss is None and last is not None:
-        loss = last.train_loss
+    if loss is None:
+        loss = _newest(record.train_loss for record in reversed(records))
     if loss is not None:
         parts.append(f"loss {loss:.3f}")
-    if counters.ema_pseudo_dice is not None:
-        parts.append(f"Dice {counters.ema_pseudo_dice:.3f}" + (f" (whole {whole_dice:.3f})" if whole_dice else ""))
+    # The running mean lags behind for dozens of looks.
+    dice = _newest(record.mean_pseudo_dice for record in reversed(records))
+    whole_dice = _newest(record.mean_whole_dice for record in reversed(records))
+    if dice is not None:
+        parts.append(f"Dice {dice:.3f}" + ("" if whole_dice is None else f" (whole {whole_dice:.3f})"))
     if counters.step_s > 0:
         parts.append(f"{batch_size / counters.step_s:.3g} samples/s")
     parts.append(f"ends {moment.end} (in {_clock(moment.left_s)})")
     return ", ".join(parts)
+
+
+def _newest(values: Iterable[float | None]) -> float | None:
+    """The first that there is."""
+    return next((value for value in values if value is not None), None)
 
 
 def _clock(seconds: float) -> str:

@@ -350,9 +350,7 @@ class _Training:
         return telling.Moment(self.schedule, self.counters, self.clock.used_s(), look_s, datetime.now())
 
     def _note(self) -> str:
-        last = self.ends.records[-1] if self.ends.records else None
-        batch_size = self.part.training.batch_size
-        return telling.note(self._moment(), batch_size, last, self.ends.whole_dice)
+        return telling.note(self._moment(), self.part.training.batch_size, self.ends.records)
 
     def _announce(self) -> None:
         moment = self._moment()

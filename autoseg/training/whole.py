@@ -98,7 +98,7 @@ class WholeLooks:
         Args:
             counters: Where the training is.
             schedule: Its length.
-            pseudo_dice: Running mean of the quick looks.
+            pseudo_dice: Of the newest quick look.
             used_s: Seconds of training used.
         """
         if (pseudo_dice or 0.0) < USEFUL_DICE or not self._may_look(counters, schedule, used_s):

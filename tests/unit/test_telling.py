@@ -23,6 +23,19 @@ def moment(schedule: Schedule = EPOCHS, used_s: float = 0.0, look_s: float = 0.0
     return Moment(schedule, Counters(**counters), used_s, look_s, NOON)  # type: ignore[arg-type]
 
 
+def record(dice: float | None, whole: float | None = None) -> EpochRecord:
+    return EpochRecord(
+        epoch=3,
+        step=9,
+        seconds=1,
+        seconds_per_step=1,
+        learning_rate=0.01,
+        train_loss=0.25,
+        mean_pseudo_dice=dice,
+        mean_whole_dice=whole,
+    )
+
+
 def test_the_live_line_has_loss_dice_speed_and_end() -> None:
     now = moment(
         Schedule(0.01, 0.9, 250, budget_s=1800.0),
@@ -32,17 +45,16 @@ def test_the_live_line_has_loss_dice_speed_and_end() -> None:
         epoch_steps=4,
         epoch_bad_steps=1,
         epoch_loss_sum=0.9,
-        ema_pseudo_dice=0.8716,
+        ema_pseudo_dice=0.5,
         step_s=1.75,
     )
     line = "epoch 7, loss 0.300, Dice 0.872 (whole 0.861), 4 samples/s, ends 12:20 (in 20:00)"
-    assert note(now, 7, None, 0.8612) == line
+    assert note(now, 7, (record(0.8, 0.8612), record(0.8716), record(None))) == line
 
 
 def test_before_the_first_look_and_step_there_is_less_to_say() -> None:
-    assert note(moment(), 2, None, None) == "epoch 0, ends 12:00 (in 0:00)"
-    record = EpochRecord(epoch=3, step=9, seconds=1, seconds_per_step=1, learning_rate=0.01, train_loss=0.25)
-    line = note(moment(step=1000, epoch=4, step_s=1.0), 2, record, None)
+    assert note(moment(), 2, ()) == "epoch 0, ends 12:00 (in 0:00)"
+    line = note(moment(step=1000, epoch=4, step_s=1.0), 2, (record(None),))
     assert line == "epoch 4, loss 0.250, 2 samples/s, ends 2026-05-07 09:10 (in 69:10:00)"
 
 
