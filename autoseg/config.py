@@ -73,6 +73,7 @@ class TrainSettings(Value):
         precision: "auto" takes what the device does natively.
         seed: The run's seed.
         checkpoint_interval_s: Longest time between checkpoints.
+        pretrained: A fold folder or a run; training begins with its weights where they fit.
     """
 
     epochs: int | None = Field(default=None, ge=1)
@@ -81,6 +82,7 @@ class TrainSettings(Value):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = Field(default=DEFAULT_SEED, ge=0)
     checkpoint_interval_s: float = Field(default=60.0, gt=0, le=60.0)
+    pretrained: str | None = None
 
     @field_validator("time_budget_s", mode="before")
     @classmethod

@@ -94,4 +94,13 @@ Seed = Annotated[
     int | None,
     typer.Option("--seed", min=0, help="Of initial weights, patches and augmentation. Default: that of the settings."),
 ]
+Pretrained = Annotated[
+    Path | None,
+    typer.Option(
+        "--pretrained",
+        metavar="MODEL",
+        help="Begin with the weights of this model (a fold folder, or a run) where they fit.",
+        show_default=False,
+    ),
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget what was trained and start afresh.")]

@@ -29,6 +29,7 @@ def run(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     seed: options.Seed = None,
+    pretrained: options.Pretrained = None,
     restart: options.Restart = False,
 ) -> None:
     """Check, plan, train each fold and report, in one go; run again, it goes on where it stopped."""
@@ -48,6 +49,7 @@ def run(
         device=device,
         precision=precision,
         seed=seed,
+        pretrained=pretrained,
     )
     page = results.run(
         dataset,

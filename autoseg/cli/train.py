@@ -21,6 +21,7 @@ def train(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     seed: options.Seed = None,
+    pretrained: options.Pretrained = None,
     restart: options.Restart = False,
     set_: options.Set = None,
     config_file: options.ConfigFile = None,
@@ -31,7 +32,13 @@ def train(
     from autoseg.pipeline.settings import resolve_settings
 
     settings = resolve_settings(
-        config_file, epochs=epochs, time_budget=time_budget, device=device, precision=precision, seed=seed
+        config_file,
+        epochs=epochs,
+        time_budget=time_budget,
+        device=device,
+        precision=precision,
+        seed=seed,
+        pretrained=pretrained,
     )
     results = training.train(
         run,

@@ -34,6 +34,7 @@ def resolve_settings(
     device: str = "auto",
     precision: str = "auto",
     seed: int | None = None,
+    pretrained: Path | None = None,
 ) -> Settings:
     """Settings of the file with the command line's options on top.
 
@@ -66,4 +67,6 @@ def resolve_settings(
         training["precision"] = precision
     if seed is not None:
         training["seed"] = seed
+    if pretrained is not None:
+        training["pretrained"] = str(pretrained)
     return Settings(plan=_updated(settings.plan, planning, "plan"), train=_updated(settings.train, training, "train"))

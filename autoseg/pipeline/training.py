@@ -14,7 +14,7 @@ from autoseg.errors import ConfigError
 from autoseg.evaluation.crossval import Evaluation, evaluate_cases, tolerance_of
 from autoseg.inference.predictor import predict_cases
 from autoseg.io.files import read_json, remove_leftovers, write_json
-from autoseg.io.model import load_model
+from autoseg.io.model import Model, load_model
 from autoseg.io.run_folder import FOLD_ALL, RunFolder
 from autoseg.io.store import CaseStore
 from autoseg.pipeline.cascade import FoldName, OutOfFold, out_of_fold, prepare_maps
@@ -22,6 +22,7 @@ from autoseg.pipeline.cases import SILENT, annotated_names, labels_of, map_cases
 from autoseg.pipeline.disk import DiskGuard, most_bytes
 from autoseg.pipeline.folds import require_fitting
 from autoseg.pipeline.needs import preparing_bytes
+from autoseg.pipeline.pretrained import load_pretrained
 from autoseg.pipeline.tasks import Done, Preparing
 from autoseg.planning.overrides import apply_overrides
 from autoseg.preprocessing.prepare import cache_digest
@@ -130,7 +131,8 @@ def train(
     Raises:
         ConfigError: Unknown configuration, fold or key, or the fold is being trained by another process.
         DatasetError: Cases that cannot be prepared.
-        ModelError: It is a cascade and folds of its previous stage are not finished.
+        ModelError: It is a cascade and folds of its previous stage are not finished; or the pretrained model cannot
+            be read.
     """
     run_folder = RunFolder(run_path)
     dataset, planned = run_folder.read_dataset(), run_folder.read_plan()
@@ -140,6 +142,8 @@ def train(
     part = planned.configurations[name]
     # Before anything that takes long.
     found = out_of_fold(run_folder, dataset, part.previous_stage, folds) if part.previous_stage else {}
+    for number, _ in folds:
+        _pretrained(settings, planned, name, number, run_folder)
     store = prepare(run_folder, dataset, planned, name, progress=progress)
     return tuple(
         _train_one(
@@ -147,6 +151,15 @@ def train(
         )
         for number, members in folds
     )
+
+
+def _pretrained(
+    settings: TrainSettings, planned: Plan, name: str, number: FoldName, run_folder: RunFolder
+) -> Model | None:
+    """What a fold begins with; None where no model is named."""
+    if settings.pretrained is None:
+        return None
+    return load_pretrained(Path(settings.pretrained), planned, name, number, run_folder.fold_folder(name, number))
 
 
 def _train_one(
@@ -182,6 +195,7 @@ def _train_one(
             seed=settings.seed,
             restart=restart,
             checkpoint_interval_s=settings.checkpoint_interval_s,
+            pretrained=_pretrained(settings, planned, name, number, run_folder),
         ),
         progress,
         previous,

@@ -15,6 +15,7 @@ from autoseg.domain.values import Value
 from autoseg.errors import AutosegError, ModelError
 from autoseg.io.files import atomic_path, file_digest, read_text, write_text
 from autoseg.io.tensors import read_tensors, write_tensors
+from autoseg.training.pretrained import Pretrained
 
 log = logging.getLogger("autoseg")
 
@@ -37,6 +38,7 @@ class Counters(Value):
         network_digest: Of the network's plan: the tensors fit no other.
         cases_digest: Of the fold's cases; empty in checkpoints that did not record it.
         previous_weights: SHA-256 of the previous stage's weights by fold; empty without such a stage.
+        pretrained: What the training began with; None where all weights were fresh.
         seed: Of the run.
         step: Steps done.
         epoch: The epoch that is running.
@@ -60,6 +62,7 @@ class Counters(Value):
     network_digest: str = ""
     cases_digest: str = ""
     previous_weights: dict[str, str] = Field(default_factory=dict)
+    pretrained: Pretrained | None = None
     seed: int = 0
     step: int = 0
     epoch: int = 0

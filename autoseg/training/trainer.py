@@ -38,7 +38,7 @@ from autoseg.training.records import (
     read_run,
     write_metrics,
 )
-from autoseg.training.resume import finished_result, forget, fresh_counters, require_fit, resolved_precision
+from autoseg.training.resume import begin, finished_result, forget, fresh_counters, require_fit, resolved_precision
 from autoseg.training.sampling import PatchStore
 from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Schedule
 
@@ -332,9 +332,11 @@ class _Training:
         found = checkpoint.newest(self.folder)
         if found is None:
             write_metrics(self.folder, ())
+            self.counters = begin(self.learner, self.counters, self.outputs, self.before)
             return
         stored = found.counters
-        self.counters = require_fit(stored, self.counters, self.before, self.cases, self.where)
+        asked = self.settings.pretrained
+        self.counters = require_fit(stored, self.counters, self.before, self.cases, self.where, asked)
         self.learner.restore(found.tensors, (stored.loss_scale, stored.loss_scale_growth))
         self.clock.used_before_s = stored.used_s
         self.saved_at_s = self.clock.used_s()

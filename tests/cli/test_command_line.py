@@ -15,6 +15,7 @@ TRAINING = {
     "--time-budget",
     "--device",
     "--precision",
+    "--pretrained",
     "--restart",
     "--seed",
     "--set",
