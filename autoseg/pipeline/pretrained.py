@@ -35,11 +35,7 @@ def load_pretrained(path: Path, planned: Plan, configuration: str, fold: int | s
         ModelError: There is no finished model, or it is corrupt.
         ConfigError: It is not clear which model is meant, it is what is to be trained, or nothing of it fits.
     """
-    if not path.is_dir():
-        raise ModelError(
-            f"the pretrained model {path} is not a folder",
-            hint="Give a fold folder (models/CONFIG/fold_K) or a run. A training that has begun goes on without it.",
-        )
+    require_there(path)
     target = trained_folder.resolve()
     if path.resolve() in (target, *target.parents):
         raise ConfigError(
@@ -53,6 +49,19 @@ def load_pretrained(path: Path, planned: Plan, configuration: str, fold: int | s
     shapes = {name: tuple(weight.shape) for name, weight in network.named_parameters()}
     transfer.fit(shapes, planned, configuration, model)
     return model
+
+
+def require_there(path: Path) -> None:
+    """Refuse a path that cannot be a model, before anything takes long.
+
+    Raises:
+        ModelError: It is not a folder.
+    """
+    if not path.is_dir():
+        raise ModelError(
+            f"the pretrained model {path} is not a folder",
+            hint="Give a fold folder (models/CONFIG/fold_K) or a run. A training that has begun goes on without it.",
+        )
 
 
 def _fold_folder(run_folder: RunFolder, planned: Plan, configuration: str, fold: int | str) -> Path:

@@ -206,7 +206,7 @@ def kills(folder: Path, every: int) -> list[dict[str, object]]:
     return moments
 
 
-SOME = 13
+SOME = 19
 """One moment in so many is tried where time is short; a number that goes around the changes of a step."""
 
 

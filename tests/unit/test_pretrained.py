@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from synthetic_run import make_run
 from torch import Tensor
 from toy_training import PATCH, fill_store, toy_plan, train_toy
 
+from autoseg.cli.app import main
 from autoseg.domain.plan import Plan
 from autoseg.errors import ConfigError, ModelError, TrainingInterrupted
 from autoseg.io.model import Model, ModelCard, load_model, save_model
@@ -473,6 +475,17 @@ def test_models_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ModelError, match="corrupt"):
         load_pretrained(tmp_path / "fold_0", toy_plan(), NAME, 0, target)
+
+
+def test_the_command_line_refuses_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is measured, planned or preprocessed."""
+    run = make_run(tmp_path)
+    data = str(tmp_path / "data")
+    for words in (["train", str(run.root), "--fold", "all"], ["run", data, "--out", str(tmp_path / "new")]):
+        assert main([*words, "--pretrained", str(tmp_path / "nowhere")]) == ModelError.exit_code
+        assert "nowhere is not a folder" in " ".join(capsys.readouterr().err.split())
+    assert not run.root.joinpath("cache").exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_preprocessed(tmp_path: Path) -> None:
