@@ -127,7 +127,7 @@ class Training:
         return self.used_before_s + (time.time() - began_at if began_at >= self.started_at else 0.0)
 
     def checkpoints(self) -> list[Path]:
-        return sorted((self.fold / "resume").glob("[0-9]*"))
+        return sorted(path for path in (self.fold / "resume").glob("*") if path.name.isdigit())
 
     def counters(self) -> dict[str, Any]:
         """Of the newest checkpoint; where there is none, zeros."""

@@ -10,8 +10,9 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from autoseg import runtime
 from autoseg.domain.plan import Plan
@@ -24,7 +25,7 @@ from autoseg.training.batches import BatchReader, Prefetcher, assemble
 from autoseg.training.cascade import PreviousStage
 from autoseg.training.checkpoint import Checkpoint
 from autoseg.training.diagnosis import diagnose
-from autoseg.training.interrupt import StopRequest
+from autoseg.training.interrupt import Stopped, StopRequest
 from autoseg.training.learner import Learner
 from autoseg.training.outputs import FoldOutputs
 from autoseg.training.records import (
@@ -150,16 +151,9 @@ class _Training:
         )
         self.cases = cases
         self.counters = fresh_counters(self.part, cases, settings.seed)
+        environment = runtime.environment()
         self.outputs = FoldOutputs(
-            folder,
-            plan,
-            configuration,
-            fold,
-            self.settings,
-            self.device,
-            self.precision,
-            cases,
-            runtime.environment(),
+            folder, plan, configuration, fold, self.settings, self.device, self.precision, cases, environment
         )
         seed, stages = settings.seed, (runtime.STAGE_SAMPLE, runtime.STAGE_VALIDATE)
         known = cases.annotated
@@ -168,6 +162,7 @@ class _Training:
         self.validation_patches = self.before.validation_patches if self.before else None
         self.records: tuple[EpochRecord, ...] = ()
         self.saved_at_s = self.save_cost_s = 0.0
+        self.stop = StopRequest()
         self.rate, self.momentum = training.learning_rate, training.momentum
 
     def run(self) -> TrainResult:
@@ -180,31 +175,33 @@ class _Training:
         self.progress.start(f"train {self.where}", total if total is not None else round(self.schedule.budget_s or 0.0))
         self.progress.advance(self._progress_made())
         self._write_run("running")
-        with StopRequest() as stop:
-            self._train(stop)
+        with self.stop:
+            self._train()
             self._write_model(WEIGHTS)
             self._write_run("finished")
         self.progress.finish(self._note())
-        if stop.is_set:
+        if self.stop.is_set:
             raise TrainingInterrupted(
                 f"a stop was asked for while {self.where} ended: it is finished and saved",
                 hint="The same command goes on with what is left.",
             )
         return self._result()
 
-    def _train(self, stop: StopRequest) -> None:
+    def _train(self) -> None:
         """Step after step until the schedule is over."""
         with Prefetcher(self.train_reader.read, self.counters.step, self.settings.prefetch) as ahead:
             told_at = self.counters.step + telling.ANNOUNCED_AFTER_STEPS
+            if self._epoch_is_over():
+                self._end_epoch()  # the start before this one left while it looked
             while not self._is_over():
                 self._train_step(ahead)
                 if self.counters.step == told_at:
                     self._announce()
-                if self.schedule.ends_epoch(self.counters.epoch_steps, self.counters.epoch_s):
+                if self._epoch_is_over():
                     self._end_epoch()
-                elif stop.is_set or self.clock.used_s() - self.saved_at_s >= self.settings.checkpoint_interval_s:
+                elif self.stop.is_set or self._save_is_due(self.counters.step_s):
                     self._save()
-                if stop.is_set:
+                if self.stop.is_set:
                     self._interrupted()
             if self.counters.epoch_steps:
                 self._end_epoch()
@@ -254,8 +251,19 @@ class _Training:
 
     # --- Ends of epochs --------------------------------------------------------------------------------------------
 
+    def _epoch_is_over(self) -> bool:
+        counters = self.counters
+        return counters.epoch_steps > 0 and self.schedule.ends_epoch(counters.epoch_steps, counters.epoch_s)
+
     def _end_epoch(self) -> None:
-        look = self._look() if self._may_look() else None
+        # What the first look takes is not known yet.
+        if self._save_is_due(self.counters.validation_cost_s if self.counters.epoch else inf):
+            self._save()
+        try:
+            look = self._look() if self._may_look() else None
+        except Stopped:
+            self._save()
+            self._interrupted()
         old = self.counters
         mean = look.mean if look else None
         ema = validation.running_mean(old.ema_pseudo_dice, mean)
@@ -323,6 +331,7 @@ class _Training:
             precision=self.precision,
             batch_dice=training.batch_dice,
             regions=self.learner.regions,
+            check=self.stop.check,
         )
 
     # --- Going on --------------------------------------------------------------------------------------------------
@@ -338,8 +347,7 @@ class _Training:
         asked = self.settings.pretrained
         self.counters = require_fit(stored, self.counters, self.before, self.cases, self.where, asked)
         self.learner.restore(found.tensors, (stored.loss_scale, stored.loss_scale_growth))
-        self.clock.used_before_s = stored.used_s
-        self.saved_at_s = self.clock.used_s()
+        self.clock.used_before_s = self.saved_at_s = stored.used_s
         # An epoch that is open in the checkpoint will be recorded again, even if the step is the same.
         self.records = tuple(record for record in read_metrics(self.folder) if record.epoch < stored.epoch)
         write_metrics(self.folder, self.records)
@@ -352,10 +360,16 @@ class _Training:
             update={"used_s": self.clock.used_s(), "loss_scale": scale, "loss_scale_growth": growth}
         )
         checkpoint.save(self.folder, Checkpoint(self.counters, self.learner.state()))
-        self.saved_at_s = self.clock.used_s()
+        self.saved_at_s = self.counters.used_s
         self.save_cost_s = time.monotonic() - began
 
-    def _interrupted(self) -> None:
+    def _save_is_due(self, next_s: float) -> bool:
+        """Whether a kill at the end of what comes next, of so many seconds, would cost more than it may."""
+        # The first checkpoint may take longer than is known; a second is little of a minute.
+        at_risk_s = self.clock.used_s() - self.saved_at_s + next_s + max(FINAL_WORK_S, self.save_cost_s)
+        return at_risk_s >= self.settings.checkpoint_interval_s
+
+    def _interrupted(self) -> NoReturn:
         self._write_run("interrupted")
         self.progress.finish("interrupted")
         raise TrainingInterrupted(
