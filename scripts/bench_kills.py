@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -148,9 +149,10 @@ class Training:
         lost_s = max(0.0, used_s - kept["used_s"])
         return {"while": "training" if was_training else "starting", "kept_step": kept["step"], "lost_s": lost_s}
 
-    def warnings(self) -> list[str]:
+    def passed_over(self) -> list[int]:
+        """Steps of the checkpoints that a warning says were passed over."""
         text = " ".join(self.log.read_text(errors="replace").split())
-        return [f"checkpoint {part.split(' INFO ')[0]}" for part in text.split("WARNING checkpoint ")[1:]]
+        return [int(step) for step in re.findall(r"WARNING checkpoint (\d+) is passed over", text)]
 
     def digests(self) -> dict[str, str]:
         return {name: file_digest(self.fold / f"{name}.safetensors") for name in ("weights", "best")}
@@ -259,7 +261,7 @@ class Bench:
                     "damage": damage,
                     "newest_step": int(newest),
                     "went_on_at_step": int(previous),
-                    "warnings": training.warnings(),
+                    "passed_over": training.passed_over(),
                     **self.compared(training),
                 }
             )
@@ -349,12 +351,12 @@ def tables(found: dict[str, Any]) -> str:
                 f"at step {row['went_on_at_step']} instead of {row['newest_step']}"
                 if "newest_step" in row
                 else f"no, exit code {row['exit_code']}",
-                f"{len(row['warnings'])}" if "warnings" in row else "",
+                f"for {', '.join(map(str, row['passed_over']))}" if "passed_over" in row else "",
                 {True: "the same, bit for bit", False: "DIFFERENT", None: ""}[row.get("is_same")],
             ]
             for row in found["corrupt"]
         ]
-        parts.append(markdown(["newest checkpoint", "goes on", "warnings", "final and best weights"], rows))
+        parts.append(markdown(["newest checkpoint", "goes on", "warning", "final and best weights"], rows))
     if "sigterm" in found:
         rows = [
             [
