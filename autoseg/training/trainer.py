@@ -283,14 +283,8 @@ class _Training:
         )
         self.records = (*self.records, record)
         write_metrics(self.folder, self.records)
-        update: dict[str, Any] = {
-            "epoch": old.epoch + 1,
-            "epoch_steps": 0,
-            "epoch_loss_sum": 0.0,
-            "epoch_s": 0.0,
-            "epoch_step_s": 0.0,
-            "ema_pseudo_dice": ema,
-        }
+        update: dict[str, Any] = {"epoch": old.epoch + 1, "epoch_steps": 0, "epoch_loss_sum": 0.0}
+        update |= {"epoch_s": 0.0, "epoch_step_s": 0.0, "ema_pseudo_dice": ema}
         if look:
             update |= {"validation_s": old.validation_s + look.seconds, "validation_cost_s": look.seconds}
         if is_best:
@@ -400,14 +394,6 @@ class _Training:
         return telling.note(self.counters, last_loss, self.rate, self.schedule, self.clock.used_s())
 
     def _announce(self) -> None:
-        log.info(
-            telling.announcement(
-                self.where,
-                self.schedule,
-                self.counters,
-                self.clock.used_s(),
-                device=str(self.device),
-                precision=self.precision,
-                now=datetime.now(),
-            )
-        )
+        state, where = (self.schedule, self.counters, self.clock.used_s()), str(self.device)
+        now = datetime.now()
+        log.info(telling.announcement(self.where, *state, device=where, precision=self.precision, now=now))
