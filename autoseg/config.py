@@ -74,6 +74,7 @@ class TrainSettings(Value):
         seed: The run's seed.
         checkpoint_interval_s: Longest time between checkpoints.
         log: Where the learning curve is logged besides metrics.jsonl.
+        pretrained: A fold folder or a run; training begins with its weights where they fit.
     """
 
     epochs: int | None = Field(default=None, ge=1)
@@ -83,6 +84,7 @@ class TrainSettings(Value):
     seed: int = Field(default=DEFAULT_SEED, ge=0)
     checkpoint_interval_s: float = Field(default=60.0, gt=0, le=60.0)
     log: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    pretrained: str | None = None
 
     @field_validator("time_budget_s", mode="before")
     @classmethod

@@ -102,4 +102,13 @@ Log = Annotated[
         help="Also log the learning curve to tensorboard, mlflow or wandb (needs the extra of that name). Repeatable.",
     ),
 ]
+Pretrained = Annotated[
+    Path | None,
+    typer.Option(
+        "--pretrained",
+        metavar="MODEL",
+        help="Begin with the weights of this model (a fold folder, or a run) where they fit.",
+        show_default=False,
+    ),
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget what was trained and start afresh.")]

@@ -29,6 +29,7 @@ def run(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     seed: options.Seed = None,
+    pretrained: options.Pretrained = None,
     restart: options.Restart = False,
     log: options.Log = None,
 ) -> None:
@@ -50,6 +51,7 @@ def run(
         precision=precision,
         seed=seed,
         log=log or (),
+        pretrained=pretrained,
     )
     page = results.run(
         dataset,

@@ -21,6 +21,7 @@ def train(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     seed: options.Seed = None,
+    pretrained: options.Pretrained = None,
     restart: options.Restart = False,
     log: options.Log = None,
     set_: options.Set = None,
@@ -39,6 +40,7 @@ def train(
         precision=precision,
         seed=seed,
         log=log or (),
+        pretrained=pretrained,
     )
     results = training.train(
         run,

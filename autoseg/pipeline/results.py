@@ -11,6 +11,7 @@ from autoseg.evaluation.folders import evaluate_folder
 from autoseg.io.run_folder import RunFolder
 from autoseg.pipeline.cases import SILENT
 from autoseg.pipeline.planning import check, plan
+from autoseg.pipeline.pretrained import require_there
 from autoseg.pipeline.training import train
 from autoseg.report.page import write_report
 from autoseg.runtime import Progress, num_cpus
@@ -49,7 +50,10 @@ def run(
 
     Raises:
         DatasetError: The check found something that stops training.
+        ModelError: There is no such pretrained model.
     """
+    if settings.train.pretrained is not None:
+        require_there(Path(settings.train.pretrained))
     findings = check(dataset_path, progress=progress)
     if findings.stops_training:
         errors = [item for item in findings.findings if item.severity == "error"]

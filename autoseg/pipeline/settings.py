@@ -35,6 +35,7 @@ def resolve_settings(
     precision: str = "auto",
     seed: int | None = None,
     log: Sequence[str] = (),
+    pretrained: Path | None = None,
 ) -> Settings:
     """Settings of the file with the command line's options on top.
 
@@ -69,4 +70,6 @@ def resolve_settings(
         training["seed"] = seed
     if log:
         training["log"] = list(dict.fromkeys(log))
+    if pretrained is not None:
+        training["pretrained"] = str(pretrained)
     return Settings(plan=_updated(settings.plan, planning, "plan"), train=_updated(settings.train, training, "train"))

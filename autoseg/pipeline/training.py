@@ -13,6 +13,7 @@ from autoseg.domain.plan import Plan
 from autoseg.errors import ConfigError
 from autoseg.evaluation.crossval import BestWeights
 from autoseg.io.files import remove_leftovers
+from autoseg.io.model import Model
 from autoseg.io.run_folder import FOLD_ALL, RunFolder
 from autoseg.io.store import CaseStore
 from autoseg.pipeline.cascade import FoldName, OutOfFold, out_of_fold, prepare_maps
@@ -20,6 +21,7 @@ from autoseg.pipeline.cases import SILENT, map_cases
 from autoseg.pipeline.disk import DiskGuard, most_bytes
 from autoseg.pipeline.folds import require_fitting
 from autoseg.pipeline.needs import preparing_bytes
+from autoseg.pipeline.pretrained import load_pretrained
 from autoseg.pipeline.tasks import Done, Preparing
 from autoseg.pipeline.validating import validate_fold
 from autoseg.planning.overrides import apply_overrides
@@ -144,7 +146,8 @@ def train(
         ConfigError: Unknown configuration, fold or key, a logger that is not installed, or the fold is being trained by
             another process.
         DatasetError: Cases that cannot be prepared.
-        ModelError: It is a cascade and folds of its previous stage are not finished.
+        ModelError: It is a cascade and folds of its previous stage are not finished; or the pretrained model cannot
+            be read.
     """
     run_folder = RunFolder(run_path)
     dataset, planned = run_folder.read_dataset(), run_folder.read_plan()
@@ -155,6 +158,8 @@ def train(
     # Before anything that takes long.
     loggers.require(settings.log)
     found = out_of_fold(run_folder, dataset, part.previous_stage, folds) if part.previous_stage else {}
+    for number, _ in folds:
+        _pretrained(settings, planned, name, number, run_folder)
     store = prepare(run_folder, dataset, planned, name, progress=progress)
     return tuple(
         _train_one(
@@ -162,6 +167,15 @@ def train(
         )
         for number, members in folds
     )
+
+
+def _pretrained(
+    settings: TrainSettings, planned: Plan, name: str, number: FoldName, run_folder: RunFolder
+) -> Model | None:
+    """What a fold begins with; None where no model is named."""
+    if settings.pretrained is None:
+        return None
+    return load_pretrained(Path(settings.pretrained), planned, name, number, run_folder.fold_folder(name, number))
 
 
 def _train_one(
@@ -198,6 +212,7 @@ def _train_one(
             restart=restart,
             checkpoint_interval_s=settings.checkpoint_interval_s,
             log=settings.log,
+            pretrained=_pretrained(settings, planned, name, number, run_folder),
         ),
         progress,
         previous,

@@ -15,6 +15,7 @@ from autoseg.domain.values import Value
 from autoseg.errors import AutosegError, ModelError
 from autoseg.io.files import atomic_path, file_digest, read_text, write_text
 from autoseg.io.tensors import read_tensors, write_tensors
+from autoseg.training.pretrained import Pretrained
 from autoseg.training.schedule import STRAIGHT, Course
 
 log = logging.getLogger("autoseg")
@@ -29,6 +30,12 @@ STEP_DIGITS = 9
 _TENSORS_FILE = "state.safetensors"
 _COUNTERS_FILE = "state.json"
 
+_REPLACED = ".replaced"
+"""Ending of a checkpoint while another of the same step takes its place, so that one of the two is always there."""
+
+_FORGOTTEN = ".tmp-forgotten"
+"""Name of the folder of checkpoints while it is removed; taken away with other leftovers."""
+
 
 class Counters(Value):
     """Where a training is, besides its tensors.
@@ -38,6 +45,7 @@ class Counters(Value):
         network_digest: Of the network's plan: the tensors fit no other.
         cases_digest: Of the fold's cases; empty in checkpoints that did not record it.
         previous_weights: SHA-256 of the previous stage's weights by fold; empty without such a stage.
+        pretrained: What the training began with; None where all weights were fresh.
         seed: Of the run.
         num_epochs: Length that was asked for when it was written: epochs ...
         time_budget_s: ... or seconds; both None in checkpoints that did not record it.
@@ -70,6 +78,7 @@ class Counters(Value):
     network_digest: str = ""
     cases_digest: str = ""
     previous_weights: dict[str, str] = Field(default_factory=dict)
+    pretrained: Pretrained | None = None
     seed: int = 0
     num_epochs: int | None = None
     time_budget_s: float | None = None
@@ -124,36 +133,61 @@ class Checkpoint:
 
 
 def save(fold_folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint and remove those that are no longer kept.
+    """Write a checkpoint and remove those that are no longer kept, or of later steps and thus passed over.
+
+    A process that is killed here leaves what was there before or what is there now.
 
     Raises:
         OSError: The folder cannot be written.
     """
     root = fold_folder / RESUME_FOLDER
     target = root / f"{checkpoint.counters.step:0{STEP_DIGITS}d}"
+    replaced = target.with_suffix(_REPLACED)
     with atomic_path(target) as temporary:
         temporary.mkdir(parents=True)
         write_tensors(temporary / _TENSORS_FILE, checkpoint.tensors)
         stored = _Stored(counters=checkpoint.counters, tensors_sha256=file_digest(temporary / _TENSORS_FILE))
         write_text(temporary / _COUNTERS_FILE, stored.to_json())
-    for old in _folders(root)[KEPT:]:
+        if target.is_dir():
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)
+    shutil.rmtree(replaced, ignore_errors=True)
+    folders = _folders(root)
+    place = folders.index(target)
+    for old in folders[:place] + folders[place + KEPT :]:
         shutil.rmtree(old)
     return target
 
 
 def newest(fold_folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, None when there is none; one that is not is named in a warning."""
+    """The newest checkpoint that is whole, None when there never was one; one that is not is named in a warning.
+
+    Raises:
+        ModelError: There are checkpoints, and none is whole. To begin anew would quietly lose the training.
+    """
+    problems = []
     for folder in _folders(fold_folder / RESUME_FOLDER):
         try:
             return _read(folder)
         except AutosegError as problem:
             log.warning("checkpoint %s is passed over: %s", folder.name, problem.message)
+            problems.append(f"{folder.name}: {problem.message}")
+    if problems:
+        raise ModelError(
+            f"none of the checkpoints in {fold_folder / RESUME_FOLDER} can be read",
+            problems=problems,
+            hint="Put back a copy of one of them, or use --restart to train from the beginning.",
+        )
     return None
 
 
 def clear(fold_folder: Path) -> None:
-    """Remove every checkpoint."""
-    shutil.rmtree(fold_folder / RESUME_FOLDER, ignore_errors=True)
+    """Remove every checkpoint, all at once."""
+    root, forgotten = fold_folder / RESUME_FOLDER, fold_folder / _FORGOTTEN
+    shutil.rmtree(forgotten, ignore_errors=True)
+    if root.is_dir():
+        root.rename(forgotten)
+        shutil.rmtree(forgotten, ignore_errors=True)
 
 
 def remove_leftovers(fold_folder: Path) -> None:
@@ -167,10 +201,11 @@ def remove_leftovers(fold_folder: Path) -> None:
 
 
 def _folders(root: Path) -> list[Path]:
-    """Checkpoints, newest first."""
+    """Checkpoints, newest first; of two of the same step the one that is being replaced comes second."""
     if not root.is_dir():
         return []
-    return sorted((item for item in root.iterdir() if item.name.isdigit()), reverse=True)
+    found = [item for item in root.iterdir() if item.stem.isdigit() and item.suffix in ("", _REPLACED)]
+    return sorted(found, key=lambda item: (item.stem, item.suffix == ""), reverse=True)
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -179,6 +214,10 @@ def _read(folder: Path) -> Checkpoint:
     tensors_path = folder / _TENSORS_FILE
     if not tensors_path.is_file():
         raise ModelError(f"{tensors_path} is missing")
-    if file_digest(tensors_path) != stored.tensors_sha256:
+    try:
+        checksum = file_digest(tensors_path)
+    except OSError as problem:
+        raise ModelError(f"{tensors_path} cannot be read: {problem}") from None
+    if checksum != stored.tensors_sha256:
         raise ModelError(f"{tensors_path} is corrupt: its checksum is not the one in {path.name}")
     return Checkpoint(stored.counters, read_tensors(tensors_path))

@@ -13,6 +13,7 @@ from autoseg.domain.plan import Configuration
 from autoseg.training import plateau, validation
 from autoseg.training.batches import BatchReader
 from autoseg.training.checkpoint import Counters
+from autoseg.training.interrupt import StopRequest
 from autoseg.training.learner import Learner
 from autoseg.training.records import EpochRecord, RunRecord, read_metrics, write_metrics
 from autoseg.training.schedule import Course, Pace, Schedule
@@ -102,6 +103,7 @@ class EpochEnds:
         device: Where the network is.
         precision: Of its forward pass.
         before: What an earlier start chose to look at.
+        stop: Looks are left where a stop is asked for.
 
     Attributes:
         records: The learning curve so far.
@@ -119,14 +121,17 @@ class EpochEnds:
         device: torch.device,
         precision: str,
         before: RunRecord | None,
+        stop: StopRequest,
     ) -> None:
         self._folder, self._where = folder, where
         self._training = part.training
         self._learner, self._reader = learner, reader
         self._device, self._precision = device, precision
+        self._stop = stop
         self.records: tuple[EpochRecord, ...] = ()
         self.validation_patches = before.validation_patches if before else None
-        self.whole = WholeLooks(part, learner, reader, device, precision, before.whole_cases if before else None)
+        cases = before.whole_cases if before else None
+        self.whole = WholeLooks(part, learner, reader, device, precision, cases, stop.check)
 
     def forget_from(self, epoch: int) -> None:
         """Cut the learning curve back to the epochs before this one, in the file too."""
@@ -149,6 +154,9 @@ class EpochEnds:
 
         Returns:
             The counters with the next epoch open, and whether the weights are the best by validation so far.
+
+        Raises:
+            Stopped: A stop was asked for during a look; the epoch is still open.
         """
         quick = self._look(counters, schedule) if self._may_look(counters, schedule, used_s, is_last=is_last) else None
         ema = validation.running_mean(counters.ema_pseudo_dice, quick.mean if quick else None)
@@ -213,4 +221,5 @@ class EpochEnds:
             precision=self._precision,
             batch_dice=self._training.batch_dice,
             regions=self._learner.regions,
+            check=self._stop.check,
         )

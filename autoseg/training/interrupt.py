@@ -10,6 +10,10 @@ from typing import Any, Self
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Stopped(Exception):
+    """A stop was asked for in the middle of something that changes nothing and can be done again."""
+
+
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM only sets `is_set`; a second one acts as it did before.
 
@@ -19,6 +23,15 @@ class StopRequest:
     def __init__(self) -> None:
         self.is_set = False
         self._before: dict[signal.Signals, Any] = {}
+
+    def check(self) -> None:
+        """Leave what is going on where a stop was asked for.
+
+        Raises:
+            Stopped: It was.
+        """
+        if self.is_set:
+            raise Stopped
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

@@ -191,6 +191,10 @@ class Learner:
         tensors |= optimisers.state_of(self._optimiser, self._parameters)
         return tensors
 
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin with these weights, by name, one for each parameter; the running mean begins there too."""
+        self.restore({_WEIGHTS + name: weight for name, weight in weights.items()}, (None, 0))
+
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], loss_scale: tuple[float | None, int]) -> None:
         """Go on from what `state` gave; a running mean that was not kept starts at the weights.

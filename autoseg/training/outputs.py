@@ -99,6 +99,7 @@ class FoldOutputs:
                 "precision": self.precision,
                 "num_training_cases": len(self.cases.train),
                 **self._previous_stage(),
+                **_pretrained(counters),
             },
         )
         save_model(self.folder, weights, card, name=name)
@@ -179,6 +180,7 @@ class FoldOutputs:
             num_validation_cases=len(self.cases.validation),
             cases_digest=self.cases.digest,
             previous_weights=dict(self.cases.previous_weights),
+            pretrained=counters.pretrained,
             validation_patches=validation_patches,
             whole_cases=whole_cases,
             epochs=counters.epoch,
@@ -195,3 +197,8 @@ class FoldOutputs:
         )
         write_run(self.folder, record)
         return record
+
+
+def _pretrained(counters: Counters) -> dict[str, JsonValue]:
+    """What the training began with, tensor by tensor."""
+    return {} if counters.pretrained is None else {"pretrained": counters.pretrained.model_dump(mode="json")}

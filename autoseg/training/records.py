@@ -13,6 +13,8 @@ from autoseg.domain.plan import TrainingPlan
 from autoseg.domain.values import Value, digest_of
 from autoseg.errors import ConfigError
 from autoseg.io.files import read_text, write_text
+from autoseg.io.model import Model
+from autoseg.training.pretrained import Pretrained
 from autoseg.training.schedule import STRAIGHT, Course
 
 SCHEMA_VERSION = 1
@@ -53,6 +55,7 @@ class TrainSettings:
         checkpoint_interval_s: Longest time between two checkpoints.
         prefetch: Steps read ahead by a thread; 0: none.
         log: Where to log besides metrics.jsonl; names of `loggers.PACKAGES`.
+        pretrained: A model whose weights the training begins with where they fit.
     """
 
     num_epochs: int | None = None
@@ -64,6 +67,7 @@ class TrainSettings:
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
     prefetch: int = PREFETCH_STEPS
     log: tuple[str, ...] = ()
+    pretrained: Model | None = None
 
     def __post_init__(self) -> None:
         if self.num_epochs is not None and self.time_budget_s is not None:
@@ -179,6 +183,7 @@ class RunRecord(Value):
         precision: Chosen at the first start, kept afterwards.
         cases_digest: Of the fold's cases; empty in records that did not hold it.
         previous_weights: SHA-256 of the weights, by fold, that predicted the maps which a cascade learned from.
+        pretrained: What it began with; None where all weights were fresh.
         validation_patches: Fixed patches that are looked at after an epoch; chosen once, kept afterwards.
         whole_cases: Validation cases that are looked at as wholes; chosen once, kept afterwards; None: not chosen yet.
         seconds: Training seconds over all starts.
@@ -203,6 +208,7 @@ class RunRecord(Value):
     num_validation_cases: int
     cases_digest: str = ""
     previous_weights: dict[str, str] = Field(default_factory=dict)
+    pretrained: Pretrained | None = None
     validation_patches: int | None = None
     whole_cases: tuple[str, ...] | None = None
     epochs: int = 0

@@ -13,11 +13,14 @@ from autoseg import runtime
 from autoseg.domain.plan import Configuration, EarlyEnd, Plan
 from autoseg.domain.values import digest_of
 from autoseg.errors import ConfigError
-from autoseg.io.model import BEST, WEIGHTS, is_whole
-from autoseg.training import checkpoint
+from autoseg.io.model import BEST, WEIGHTS, Model, is_whole
+from autoseg.training import checkpoint, transfer
 from autoseg.training.bad_steps import BAD_STEPS_FOLDER
 from autoseg.training.checkpoint import Counters
+from autoseg.training.learner import Learner
 from autoseg.training.loggers import LOGS_FOLDER
+from autoseg.training.outputs import FoldOutputs
+from autoseg.training.pretrained import Pretrained
 from autoseg.training.records import (
     METRICS_FILE,
     RUN_FILE,
@@ -67,6 +70,47 @@ def fresh_counters(part: Configuration, cases: FoldCases, settings: TrainSetting
     )
 
 
+def begin(learner: Learner, counters: Counters, outputs: FoldOutputs, before: RunRecord | None) -> Counters:
+    """Let a training that has no checkpoint begin with the weights of a pretrained model, where one is asked for.
+
+    Args:
+        learner: With fresh weights.
+        counters: Of a training that starts now.
+        outputs: What is trained, and the settings.
+        before: The fold's run.json, if there is one.
+
+    Returns:
+        The counters to go on with.
+
+    Raises:
+        ConfigError: Nothing of the model fits, or an earlier start, of which nothing was saved, began otherwise.
+    """
+    model, where = outputs.settings.pretrained, f"fold {outputs.fold} of {outputs.configuration}"
+    if before is not None and before.pretrained is not None:
+        if model is None:
+            raise ConfigError(
+                f"{where} began with the weights of {before.pretrained.name} and was stopped before any checkpoint",
+                hint="Give --pretrained as at the first start, or --restart to begin with fresh weights.",
+            )
+        _require_same_start(before.pretrained, model, where)
+    if model is None:
+        return counters
+    plan, fresh = outputs.plan, learner.weights
+    shapes = {name: tuple(weight.shape) for name, weight in fresh.items()}
+    fit = transfer.fit(shapes, plan, outputs.configuration, model)
+    learner.start_from(fit.start(fresh, model))
+    log.info("%s begins with the weights of %s: %s", where, fit.record.name, "\n".join(fit.record.lines()))
+    if model.card.plan.dataset == plan.dataset and model.card.fold != outputs.fold and outputs.cases.validation:
+        log.warning(
+            "the pretrained model is of the data set %s too, fold %s: it may have learned from validation cases of %s, "
+            "whose scores are then too good",
+            plan.dataset,
+            model.card.fold,
+            where,
+        )
+    return counters.model_copy(update={"pretrained": fit.record})
+
+
 def finished_result(
     folder: Path, before: RunRecord | None, settings: TrainSettings, plan: Plan, cases: FoldCases, where: str
 ) -> TrainResult | None:
@@ -83,7 +127,8 @@ def finished_result(
         where: Fold and configuration.
 
     Raises:
-        ConfigError: It was trained with other cases, or with maps of other weights of the previous stage.
+        ConfigError: It was trained with other cases, with maps of other weights of the previous stage, or from another
+            pretrained model.
     """
     is_finished = (
         before is not None
@@ -97,6 +142,7 @@ def finished_result(
         return None
     _require_same_cases(before.cases_digest, before, cases, where)
     _require_same_previous(before.previous_weights, cases, where)
+    _require_same_start(before.pretrained, settings.pretrained, where)
     if not is_whole(folder, WEIGHTS):
         log.warning("the final weights of %s are lost or corrupt: they are made anew from its checkpoint", where)
         return None
@@ -180,8 +226,15 @@ def resolved_precision(settings: TrainSettings, before: RunRecord | None, device
     return runtime.pick_precision(settings.precision, device)
 
 
-def require_fit(stored: Counters, fresh: Counters, before: RunRecord | None, cases: FoldCases, where: str) -> Counters:
-    """Refuse a checkpoint of another network, seed, set of cases or previous stage; warn of other changes.
+def require_fit(
+    stored: Counters,
+    fresh: Counters,
+    before: RunRecord | None,
+    cases: FoldCases,
+    where: str,
+    pretrained: Model | None = None,
+) -> Counters:
+    """Refuse a checkpoint of another network, seed, set of cases, previous stage or start; warn of other changes.
 
     Args:
         stored: Of the checkpoint.
@@ -189,6 +242,7 @@ def require_fit(stored: Counters, fresh: Counters, before: RunRecord | None, cas
         before: The fold's run.json, if there is one.
         cases: Of the fold as it is now.
         where: Fold and configuration.
+        pretrained: The model that is asked to begin with; None asks for nothing, whatever it began with.
 
     Returns:
         The counters to go on with.
@@ -208,6 +262,7 @@ def require_fit(stored: Counters, fresh: Counters, before: RunRecord | None, cas
         )
     _require_same_cases(stored.cases_digest, before, cases, where)
     _require_same_previous(stored.previous_weights, cases, where)
+    _require_same_start(stored.pretrained, pretrained, where)
     if stored.configuration_digest != fresh.configuration_digest:
         log.warning("%s goes on with settings that differ from those of its first part", where)
     now = {"configuration_digest": fresh.configuration_digest, "cases_digest": fresh.cases_digest}
@@ -237,4 +292,17 @@ def _require_same_previous(weights: Mapping[str, str], cases: FoldCases, where: 
     raise ConfigError(
         f"the previous stage of {where} has changed since it was trained: other weights of {', '.join(changed)}",
         hint="Use --restart to train it anew on what the previous stage predicts now.",
+    )
+
+
+def _require_same_start(began: Pretrained | None, model: Model | None, where: str) -> None:
+    """Refuse to go on from another pretrained model than the training began with; where none is given, any will do."""
+    if model is None or (began is not None and began.weights_sha256 == model.card.weights_sha256):
+        return
+    with_what = f"the weights of {began.name}" if began else "fresh weights"
+    card = model.card
+    raise ConfigError(
+        f"{where} began with {with_what}, not with those of {card.plan.dataset}, {card.configuration} fold "
+        f"{card.fold} ({card.weights_sha256[:12]})",
+        hint="Use --restart to train it anew from this model, or leave out --pretrained to go on.",
     )

@@ -217,12 +217,20 @@ class Schedule:
 
     def pace(self, step: int, used_s: float, reserve_s: float) -> Pace:
         """Learning rate and momentum of the next step; arguments as for `fraction`."""
+        return self.pace_at(self.fraction(step, used_s, reserve_s), step)
+
+    def pace_at(self, fraction: float, step: int) -> Pace:
+        """Learning rate and momentum of a step.
+
+        Args:
+            fraction: How much of the training is done.
+            step: Steps done before.
+        """
         momentum, factor = self.momentum, 1.0
         if self.adapts_momentum:
             momentum, factor = adapted_momentum(momentum, step)
         if step < self.warm_up_steps:
             factor *= (step + 1) / (self.warm_up_steps + 1)
-        fraction = self.fraction(step, used_s, reserve_s)
         return Pace(self.rate(fraction) * factor, momentum, fraction)
 
     def is_over(self, step: int, used_s: float, reserve_s: float, step_s: float) -> bool:

@@ -11,7 +11,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from math import inf
 from pathlib import Path
+from typing import NoReturn
 
 from autoseg import runtime
 from autoseg.domain.plan import Plan
@@ -25,7 +27,7 @@ from autoseg.training.batches import Batch, BatchReader, Prefetcher, RawSample, 
 from autoseg.training.cascade import PreviousStage
 from autoseg.training.checkpoint import Checkpoint
 from autoseg.training.epochs import EpochEnds
-from autoseg.training.interrupt import StopRequest
+from autoseg.training.interrupt import Stopped, StopRequest
 from autoseg.training.learner import Learner, StepOutcome
 from autoseg.training.outputs import FoldOutputs
 from autoseg.training.records import (
@@ -38,6 +40,7 @@ from autoseg.training.records import (
     read_run,
 )
 from autoseg.training.resume import (
+    begin,
     finished_result,
     forget,
     fresh_counters,
@@ -157,23 +160,17 @@ class _Training:
         )
         self.cases = cases
         self.counters = fresh_counters(self.part, cases, self.settings)
+        environment = runtime.environment()
         self.outputs = FoldOutputs(
-            folder,
-            plan,
-            configuration,
-            fold,
-            self.settings,
-            self.device,
-            self.precision,
-            cases,
-            runtime.environment(),
+            folder, plan, configuration, fold, self.settings, self.device, self.precision, cases, environment
         )
         seed, stages = settings.seed, (runtime.STAGE_SAMPLE, runtime.STAGE_VALIDATE)
         known = cases.annotated
         self.train_reader = BatchReader.of(self.part, store, cases.train, seed, stages[0], previous, known)
         reader = BatchReader.of(self.part, store, cases.validation, seed, stages[1], previous, known)
+        self.stop = StopRequest()
         self.ends = EpochEnds(
-            folder, self.where, self.part, self.learner, reader, self.device, self.precision, self.before
+            folder, self.where, self.part, self.learner, reader, self.device, self.precision, self.before, self.stop
         )
         self.loggers = trackers(settings.log)
         self.bad_steps = BadSteps(folder, self.where, self.learner.network, self.device, self.precision)
@@ -190,31 +187,33 @@ class _Training:
         self.starts = (*self.starts, self.outputs.start(self.counters, self.clock.used_s()))
         self._show_progress()
         self.loggers.start(self.outputs.facts(self._write_run("running"), self.ends.records))
-        with StopRequest() as stop, self.loggers:
-            self._train(stop)
+        with self.stop, self.loggers:
+            self._train()
             self._write_model(WEIGHTS)
             self._write_run("finished")
         self.progress.finish(self._note())
-        if stop.is_set:
+        if self.stop.is_set:
             raise TrainingInterrupted(
                 f"a stop was asked for while {self.where} ended: it is finished and saved",
                 hint="The same command goes on with what is left.",
             )
         return self._result()
 
-    def _train(self, stop: StopRequest) -> None:
+    def _train(self) -> None:
         """Step after step until the schedule is over."""
         with Prefetcher(self.train_reader.read, self.counters.step, self.settings.prefetch) as ahead:
             told_at = self.counters.step + telling.ANNOUNCED_AFTER_STEPS
+            if self._epoch_is_over():
+                self._end_epoch()  # the start before this one left while it looked
             while not self._is_over():
                 self._train_step(ahead)
                 if self.counters.step == told_at:
                     self._announce()
-                if self.schedule.ends_epoch(self.counters.epoch_steps, self.counters.epoch_s):
+                if self._epoch_is_over():
                     self._end_epoch()
-                elif stop.is_set or self.clock.used_s() - self.saved_at_s >= self.settings.checkpoint_interval_s:
+                elif self.stop.is_set or self._save_is_due(self.counters.step_s):
                     self._save()
-                if stop.is_set:
+                if self.stop.is_set:
                     self._interrupted()
             if self.counters.epoch_steps:
                 self._end_epoch()
@@ -267,10 +266,24 @@ class _Training:
         """Seconds kept free at the end of a budget: last validation, last checkpoint, best and final weights."""
         return self.counters.validation_cost_s + max(FINAL_WORK_S, 3 * self.save_cost_s)
 
+    # --- Ends of epochs --------------------------------------------------------------------------------------------
+
+    def _epoch_is_over(self) -> bool:
+        counters = self.counters
+        return counters.epoch_steps > 0 and self.schedule.ends_epoch(counters.epoch_steps, counters.epoch_s)
+
     def _end_epoch(self) -> None:
+        # What the first looks take is not known yet.
+        looks_s = self.counters.validation_cost_s + self.counters.whole_cost_s
+        if self._save_is_due(looks_s if self.counters.epoch else inf):
+            self._save()
         before = self.schedule
         used_s, is_last = self.clock.used_s(), self._is_over()
-        self.counters, is_best = self.ends.end(self.counters, before, self.pace, used_s, is_last=is_last)
+        try:
+            self.counters, is_best = self.ends.end(self.counters, before, self.pace, used_s, is_last=is_last)
+        except Stopped:
+            self._save()
+            self._interrupted()
         if self.schedule.length != before.length:
             self._show_progress()
         self.loggers.log(self.ends.records[-1])
@@ -286,13 +299,19 @@ class _Training:
         found = checkpoint.newest(self.folder)
         if found is None:
             self.ends.forget_from(0)
+            self.counters = begin(self.learner, self.counters, self.outputs, self.before)
             return
-        stored = require_fit(found.counters, self.counters, self.before, self.cases, self.where)
+        asked = self.settings.pretrained
+        stored = require_fit(found.counters, self.counters, self.before, self.cases, self.where, asked)
         early_end, reserve_s = self.part.training.early_end, FINAL_WORK_S + stored.validation_cost_s
+        if stored.step:
+            # That of the last step, for the record of an epoch that is still open.
+            last, done = stored.step - 1, stored.fraction
+            done = self.straight.fraction(last, stored.used_s, reserve_s) if done is None else done
+            self.pace = self.straight.pace_at(done, last)
         self.counters = with_length(stored, self.straight, early_end, reserve_s, self.where)
         self.learner.restore(found.tensors, (stored.loss_scale, stored.loss_scale_growth))
-        self.clock.used_before_s = stored.used_s
-        self.saved_at_s = self.clock.used_s()
+        self.clock.used_before_s = self.saved_at_s = stored.used_s
         self.ends.forget_from(stored.epoch)
         log.info("%s goes on at step %d, after %.0f s of training", self.where, stored.step, stored.used_s)
 
@@ -303,10 +322,16 @@ class _Training:
             update={"used_s": self.clock.used_s(), "loss_scale": scale, "loss_scale_growth": growth}
         )
         checkpoint.save(self.folder, Checkpoint(self.counters, self.learner.state()))
-        self.saved_at_s = self.clock.used_s()
+        self.saved_at_s = self.counters.used_s
         self.save_cost_s = time.monotonic() - began
 
-    def _interrupted(self) -> None:
+    def _save_is_due(self, next_s: float) -> bool:
+        """Whether a kill at the end of what comes next, of so many seconds, would cost more than it may."""
+        # The first checkpoint may take longer than is known; a second is little of a minute.
+        at_risk_s = self.clock.used_s() - self.saved_at_s + next_s + max(FINAL_WORK_S, self.save_cost_s)
+        return at_risk_s >= self.settings.checkpoint_interval_s
+
+    def _interrupted(self) -> NoReturn:
         self._write_run("interrupted")
         self.progress.finish("interrupted")
         raise TrainingInterrupted(

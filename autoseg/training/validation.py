@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +78,7 @@ def quick_look(
     precision: str,
     batch_dice: bool,
     regions: Tensor | None = None,
+    check: Callable[[], None] | None = None,
 ) -> QuickLook:
     """Predict the first patches of the validation stream, which are the same every time.
 
@@ -90,6 +91,7 @@ def quick_look(
         precision: Of the forward pass.
         batch_dice: As in training, for the loss.
         regions: (K, values) bool on the device, which value indices each region holds; None of ordinary classes.
+        check: Called before each batch; may raise to leave the look.
     """
     began = time.monotonic()
     size = reader.sampler.batch_size
@@ -100,6 +102,8 @@ def quick_look(
     try:
         with torch.inference_mode(), runtime.autocast(device, precision):
             for step in range(-(-num_patches // size)):
+                if check is not None:
+                    check()
                 samples = reader.read(step)[: num_patches - step * size]
                 batch = assemble(samples, device)
                 logits: Tensor = torch.func.functional_call(network, dict(weights), (batch.images,))

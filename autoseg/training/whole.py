@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -70,6 +70,10 @@ class WholeLook:
         return sum(defined) / len(defined) if defined else None
 
 
+def _go_on() -> None:
+    """Nobody asks for a stop."""
+
+
 @dataclass(slots=True)
 class WholeLooks:
     """Looks at whole validation cases during one training.
@@ -81,6 +85,7 @@ class WholeLooks:
         device: Where the network is.
         precision: Of its forward pass.
         case_ids: The cases; empty: none can be looked at; None: not chosen yet.
+        check: Called before each case; may raise to leave the look.
     """
 
     part: Configuration
@@ -89,6 +94,7 @@ class WholeLooks:
     device: torch.device
     precision: str
     case_ids: tuple[str, ...] | None = None
+    check: Callable[[], None] = _go_on
 
     def look(
         self, counters: Counters, schedule: Schedule, pseudo_dice: float | None, used_s: float
@@ -160,6 +166,7 @@ class WholeLooks:
 
     def _count(self, case_id: str) -> Tensor:
         """Voxels of each class or region in one case; see `count_agreement`."""
+        self.check()
         case = self.reader.pool.get(case_id)
         grid = self._grid(case)
         try:

@@ -15,6 +15,7 @@ TRAINING = {
     "--time-budget",
     "--device",
     "--precision",
+    "--pretrained",
     "--restart",
     "--seed",
     "--log",
@@ -61,6 +62,16 @@ def test_help_starts_without_torch(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+def test_the_end_of_the_program_does_not_look_through_every_object() -> None:
+    """Once a second of work after a stop was asked for, and after every command."""
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0));"
+        "from autoseg.cli import main; main(['info', 'nowhere'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 @pytest.mark.parametrize(

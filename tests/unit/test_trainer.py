@@ -24,7 +24,7 @@ from toy_training import fill_store, toy_plan, train_toy
 from autoseg.errors import ConfigError, DatasetError, DeviceMemoryError, TrainingDiverged, TrainingInterrupted
 from autoseg.io.model import BEST, load_model
 from autoseg.io.store import CaseStore
-from autoseg.training import checkpoint, trainer
+from autoseg.training import checkpoint, trainer, validation
 from autoseg.training.learner import Learner
 from autoseg.training.outputs import FoldOutputs
 from autoseg.training.records import FoldCases, TrainSettings, read_metrics, read_run, write_metrics
@@ -55,7 +55,7 @@ def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int) -> 
     """Until a checkpoint of that step or a later one is there."""
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
-        done = [int(item.name) for item in folder.glob("resume/[0-9]*")]
+        done = [int(item.name) for item in folder.glob("resume/*") if item.name.isdigit()]
         if done and max(done) >= step:
             return
         assert process.poll() is None, "the training ended before it could be killed"
@@ -257,6 +257,70 @@ def test_a_signal_saves_and_says_so(
     train_toy(tmp_path, store, settings(), toy_plan(ema_decay=0.9))
     assert comparable(tmp_path) == comparable(uninterrupted)
     assert (tmp_path / "weights.safetensors").read_bytes() == (uninterrupted / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("way", ["SIGTERM", "kill"])
+def test_a_stop_during_a_look_at_validation_cases_does_not_wait_for_its_end(
+    store: CaseStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A look of fifty batches once kept a stop waiting for minutes, and a kill lost the time since the checkpoint."""
+    plan = toy_plan(validation_steps_per_epoch=4)
+    train_toy(tmp_path / "whole", store, settings(num_epochs=2), plan)
+    folder, looks, agreement = tmp_path / "cut", count(), validation.count_agreement
+
+    def stop_in_the_second_look(*what: object) -> torch.Tensor:
+        if next(looks) == 5:
+            if way == "kill":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agreement(*what)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(validation, "count_agreement", stop_in_the_second_look)
+    with pytest.raises((KeyboardInterrupt, TrainingInterrupted)):
+        train_toy(folder, store, settings(num_epochs=2, checkpoint_interval_s=0.0), plan)
+    monkeypatch.undo()
+    assert next(looks) == 6, "the look went on"
+    found = checkpoint.newest(folder)
+    assert found is not None
+    assert (found.counters.step, found.counters.epoch, found.counters.epoch_steps) == (2 * STEPS, 1, STEPS)
+    train_toy(folder, store, settings(num_epochs=2), plan)
+    assert comparable(folder) == comparable(tmp_path / "whole")
+    for name in ("weights.safetensors", "best.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_no_kill_costs_more_than_the_interval_between_checkpoints(
+    store: CaseStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint was due when the interval was over, and so came a step and its own writing too late."""
+    # Time goes on by looking at the clock, so that the machine's speed has no part in this.
+    ticks, most, saved_at = count(), 0.0, 0.0
+    save, step = checkpoint.save, Learner.step
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks) * 0.02)
+    clock = Clock(now=time.monotonic)
+    monkeypatch.setattr(trainer, "Clock", lambda: clock)
+
+    def note_and_save(folder: Path, saved: checkpoint.Checkpoint) -> Path:
+        nonlocal saved_at
+        path = save(folder, saved)
+        note()
+        saved_at = saved.counters.used_s
+        return path
+
+    def step_and_note(learner: Learner, *rest: object) -> object:
+        outcome = step(learner, *rest)  # type: ignore[arg-type]
+        note()
+        return outcome
+
+    def note() -> None:
+        nonlocal most
+        most = max(most, clock.used_s() - saved_at)
+
+    monkeypatch.setattr(checkpoint, "save", note_and_save)
+    monkeypatch.setattr(Learner, "step", step_and_note)
+    plan = toy_plan(steps_per_epoch=60, batch_size=1, validation_steps_per_epoch=0)
+    train_toy(tmp_path, store, settings(num_epochs=1, checkpoint_interval_s=3.0), plan)
+    assert 1.5 < most <= 3.0
 
 
 def test_bf16_goes_on_to_the_same_bytes_too(store: CaseStore, tmp_path: Path) -> None:
