@@ -70,7 +70,8 @@ class TrainSettings(Value):
         epochs: Epochs of `steps_per_epoch` steps (excludes `time_budget_s`).
         time_budget_s: Seconds for a fold, the whole learning-rate schedule included.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        precision: "auto" takes what the device does natively.
+        precision: "auto" takes what the device does well.
+        compile: Whether the network is compiled; "auto": where a long training on a GPU gains by it.
         seed: The run's seed.
         checkpoint_interval_s: Longest time between checkpoints.
         log: Where the learning curve is logged besides metrics.jsonl.
@@ -81,6 +82,7 @@ class TrainSettings(Value):
     time_budget_s: float | None = Field(default=None, gt=0)
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: Literal["auto", "always", "never"] = "auto"
     seed: int = Field(default=DEFAULT_SEED, ge=0)
     checkpoint_interval_s: float = Field(default=60.0, gt=0, le=60.0)
     log: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()

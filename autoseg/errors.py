@@ -77,3 +77,20 @@ class TrainingInterrupted(AutosegError):
     """Training was asked to stop; everything is saved and the same command goes on."""
 
     exit_code = 130
+
+
+class ProcessLost(AutosegError):
+    """Another process of the same training has ended, or does not answer: its own message says why."""
+
+
+class LeaderStopped(AutosegError):
+    """The first process of a training has stopped with an error, which it has told; the others leave like it.
+
+    Args:
+        message: What the first process said.
+        exit_code: With which it leaves.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,11 @@ from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     import torch
+
+try:
+    import resource
+except ImportError:  # not a POSIX system
+    resource = None  # type: ignore[assignment]
 
 _KIB = 1024
 
@@ -166,7 +170,7 @@ def limit_memory(num_bytes: int) -> None:
     Linux alone counts this way; elsewhere nothing is changed.
     """
     taken = _line_kib("/proc/self/status", "VmData:")
-    if taken is not None:
+    if taken is not None and resource is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         wanted = taken + num_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))

@@ -6,7 +6,6 @@ import ctypes
 import logging
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,11 @@ from autoseg.errors import ConfigError, DeviceMemoryError
 
 if TYPE_CHECKING:
     import torch
+
+try:
+    import resource
+except ImportError:  # not a POSIX system
+    resource = None  # type: ignore[assignment]
 
 log = logging.getLogger("autoseg")
 
@@ -42,10 +46,14 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
+_M_MMAP_MAX = -4
 _KEEP_EVERYTHING_BYTES = 2**31 - 1
 _TOP_PAD_BYTES = 256 * 2**20
 
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+_NATIVE_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+_BF16_FLAGS = _NATIVE_BF16_FLAGS | {"bf16"}
+_X86_FLAG = "fpu"
+_WIDE_VECTORS_FLAG = "avx512f"
 _KIB = 1024
 
 # How plain RuntimeErrors of torch say that memory ran out: its allocator for the CPU, C++ itself, its MPS allocator.
@@ -101,16 +109,17 @@ def configure_allocator() -> bool:
     if not sys.platform.startswith("linux"):
         return False
     try:
+        # Of musl there is no such library, or (with a layer for glibc's programs) one without this function.
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    settings = (
-        (_M_MMAP_THRESHOLD, _KEEP_EVERYTHING_BYTES),
-        (_M_TRIM_THRESHOLD, _KEEP_EVERYTHING_BYTES),
-        (_M_TOP_PAD, _TOP_PAD_BYTES),
-    )
-    results = [mallopt(ctypes.c_int(key), ctypes.c_int(value)) for key, value in settings]
-    return all(result == 1 for result in results)
+
+    def is_set(key: int, value: int) -> bool:
+        return bool(mallopt(ctypes.c_int(key), ctypes.c_int(value)) == 1)
+
+    # Before version 2.35 glibc refuses a threshold above 32 MiB, but it can be told to map no block on its own at all.
+    is_kept = is_set(_M_MMAP_THRESHOLD, _KEEP_EVERYTHING_BYTES) or is_set(_M_MMAP_MAX, 0)
+    return is_kept & is_set(_M_TRIM_THRESHOLD, _KEEP_EVERYTHING_BYTES) & is_set(_M_TOP_PAD, _TOP_PAD_BYTES)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -144,16 +153,36 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 natively; emulated bf16 is slower than fp32."""
+def _cpu_flags() -> frozenset[str]:
+    """What the CPU says that it can do; empty where the system does not tell."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as handle:
             for line in handle:
                 if line.startswith(("flags", "Features")):
-                    return bool(_BF16_FLAGS & set(line.split()))
+                    return frozenset(line.partition(":")[2].split())
     except OSError:
-        return False
-    return False
+        return frozenset()
+    return frozenset()
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 natively; emulated bf16 is slower than fp32."""
+    return bool(_BF16_FLAGS & _cpu_flags())
+
+
+def is_bf16_quick() -> bool | None:
+    """Whether convolutions in bf16 are quicker than in fp32 on this CPU, where its flags are enough to tell.
+
+    Returns:
+        True with instructions of x86 for bf16; False on x86 without AVX-512, where they run in plain code; None
+        otherwise (ARM, or x86 whose bf16 is widened to fp32 in vectors): only timing tells.
+
+    Source: oneDNN's documentation, "Data types", the table of instruction sets by type.
+    """
+    flags = _cpu_flags()
+    if flags & _NATIVE_BF16_FLAGS:
+        return True
+    return False if _X86_FLAG in flags and _WIDE_VECTORS_FLAG not in flags else None
 
 
 def pick_precision(name: str, device: torch.device) -> str:
@@ -164,14 +193,15 @@ def pick_precision(name: str, device: torch.device) -> str:
         device: Where the network runs.
 
     Raises:
-        ConfigError: Unknown, or fp16 on a CPU (no gradient scaling there, and slower than fp32).
+        ConfigError: Unknown, or fp16 elsewhere than on CUDA (no gradient scaling there; slower than fp32 on a CPU).
     """
     import torch
 
     if name not in ("auto", *PRECISIONS):
         raise ConfigError(f"unknown precision {name!r}", hint="Use auto, fp32, bf16 or fp16.")
-    if name == "fp16" and device.type == "cpu":
-        raise ConfigError("precision fp16 is not supported on the CPU", hint="Use bf16 or fp32.")
+    if name == "fp16" and device.type != "cuda":
+        where = "the CPU" if device.type == "cpu" else device.type
+        raise ConfigError(f"precision fp16 is not supported on {where}", hint="Use bf16 or fp32.")
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -238,7 +268,9 @@ def num_cpus() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident memory of this process so far."""
+    """Largest resident memory of this process so far; 0 where the system does not tell."""
+    if resource is None:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * _KIB)
 

@@ -1,6 +1,8 @@
 """A data set of blobs and a tiny plan, for tests of training. Run as a program it trains one fold:
 
 python toy_training.py FOLD_FOLDER STORE_FOLDER NUM_EPOCHS
+
+Started as one of several processes it takes part in that training.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from autoseg.compute import Processes, joined
 from autoseg.domain.dataset import Channel, LabelClass, LabelSchema
 from autoseg.domain.plan import (
     ChannelNormalization,
@@ -22,6 +25,8 @@ from autoseg.domain.plan import (
     TrainingPlan,
 )
 from autoseg.io.store import CaseStore, foreground_locations
+from autoseg.training import orders
+from autoseg.training.following import follow
 from autoseg.training.records import TrainSettings
 from autoseg.training.trainer import train_fold
 
@@ -90,10 +95,25 @@ def train_toy(folder: Path, store: CaseStore, settings: TrainSettings, plan: Pla
     return train_fold(folder, plan, name, 0, store, ids[:-1], ids[-1:], settings, **more)
 
 
+def train_toy_together(
+    processes: Processes, folder: Path, store: CaseStore, settings: TrainSettings, plan: Plan | None = None
+) -> None:
+    """As `train_toy`, in each of several processes."""
+    if processes.is_main:
+        with orders.leading(processes):
+            train_toy(folder, store, settings, plan, processes=processes)
+        return
+    plan = plan or toy_plan()
+    follow(plan, plan.default_configuration, store, store.ids()[:-1], settings, processes)
+
+
+def main() -> None:
+    folder, store, num_epochs = Path(sys.argv[1]), CaseStore(Path(sys.argv[2])), int(sys.argv[3])
+    settings = TrainSettings(num_epochs=num_epochs, device="cpu", precision="fp32", checkpoint_interval_s=0.0)
+    torch.set_num_threads(1)
+    with joined(torch.device("cpu")) as processes:
+        train_toy_together(processes, folder, store, settings, toy_plan(ema_decay=0.9))
+
+
 if __name__ == "__main__":
-    train_toy(
-        Path(sys.argv[1]),
-        CaseStore(Path(sys.argv[2])),
-        TrainSettings(num_epochs=int(sys.argv[3]), device="cpu", precision="fp32", checkpoint_interval_s=0.0),
-        toy_plan(ema_decay=0.9),
-    )
+    main()

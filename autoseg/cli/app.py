@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ import typer
 
 from autoseg.cli import check, demo, evaluate, info, plan, predict, report, run, train
 from autoseg.cli.output import TerminalProgress, configure_logging, render_error, stderr
-from autoseg.errors import AutosegError, ConfigError
+from autoseg.errors import AutosegError, ConfigError, LeaderStopped
 
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
@@ -60,7 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     atexit.register(gc.freeze)
     words = fill_optional_files(sys.argv[1:] if arguments is None else arguments)
     try:
+        _refuse_several_processes(words)
         app(args=words, prog_name="autoseg")
+    except LeaderStopped as error:
+        # The first process of several tells why.
+        return error.exit_code
     except AutosegError as error:
         TerminalProgress.close_active()
         render_error(error)
@@ -78,3 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         TerminalProgress.close_active()
     return 0
+
+
+def _refuse_several_processes(words: Sequence[str]) -> None:
+    """Only training is shared by processes that were started together; anything else each would do anew."""
+    if "WORLD_SIZE" not in os.environ or "train" in words[:1]:
+        return
+    from autoseg.compute import is_launched
+
+    if is_launched():
+        raise ConfigError(
+            f"`autoseg {' '.join(words[:1])}` was started as {os.environ['WORLD_SIZE']} processes",
+            hint="Only `autoseg train` shares its work among processes; run everything else without torchrun.",
+        )

@@ -37,6 +37,11 @@ def configure_logging(level: int = logging.INFO) -> None:
     logging.captureWarnings(True)
 
 
+def quieten() -> None:
+    """From now on only warnings and errors."""
+    logging.getLogger("autoseg").setLevel(logging.WARNING)
+
+
 def render_error(error: AutosegError) -> None:
     """Print an error as a person should see it."""
     stderr.print(f"[bold red]Error:[/] {escape(error.message)}", soft_wrap=True)

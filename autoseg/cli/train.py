@@ -28,9 +28,11 @@ def train(
     config_file: options.ConfigFile = None,
 ) -> None:
     """Train folds; goes on where a run stopped."""
-    from autoseg.cli.output import TerminalProgress, stdout
+    from autoseg.cli.output import TerminalProgress, quieten, stdout
+    from autoseg.compute import launched_rank
     from autoseg.pipeline import training
     from autoseg.pipeline.settings import resolve_settings
+    from autoseg.runtime import NoProgress
 
     settings = resolve_settings(
         config_file,
@@ -42,6 +44,10 @@ def train(
         log=log or (),
         pretrained=pretrained,
     )
+    is_first = launched_rank() == 0
+    if not is_first:
+        # One of several processes speaks for all.
+        quieten()
     results = training.train(
         run,
         settings.train,
@@ -49,7 +55,7 @@ def train(
         fold=fold,
         restart=restart,
         assignments=set_ or (),
-        progress=TerminalProgress(),
+        progress=TerminalProgress() if is_first else NoProgress(),
     )
     for result in results:
         stdout.print(result.line(), markup=False, soft_wrap=True)

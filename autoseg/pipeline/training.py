@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autoseg.compute import Processes, joined, own_device
 from autoseg.config import TrainSettings, parse_assignments
 from autoseg.domain.dataset import Dataset, Fold
 from autoseg.domain.plan import Plan
@@ -27,8 +28,9 @@ from autoseg.pipeline.validating import validate_fold
 from autoseg.planning.overrides import apply_overrides
 from autoseg.preprocessing.prepare import cache_digest
 from autoseg.runtime import Progress
-from autoseg.training import loggers, records
+from autoseg.training import loggers, orders, records
 from autoseg.training.cascade import PreviousStage
+from autoseg.training.following import follow, require_shares
 from autoseg.training.trainer import train_fold
 
 
@@ -78,6 +80,13 @@ class FoldOutcome:
         )
 
 
+def store_of(run_folder: RunFolder, dataset: Dataset, planned: Plan, name: str) -> CaseStore:
+    """Where the preprocessed cases of a configuration are kept, those that there are."""
+    preprocess = planned.configurations[name].preprocess
+    owner = next(other for other, part in planned.configurations.items() if part.preprocess == preprocess)
+    return CaseStore(run_folder.cache_folder(owner, cache_digest(preprocess, dataset.labels)))
+
+
 def prepare(
     run_folder: RunFolder, dataset: Dataset, planned: Plan, name: str, *, progress: Progress = SILENT
 ) -> CaseStore:
@@ -98,8 +107,7 @@ def prepare(
         ConfigError: The disk is too full.
     """
     preprocess = planned.configurations[name].preprocess
-    owner = next(other for other, part in planned.configurations.items() if part.preprocess == preprocess)
-    store = CaseStore(run_folder.cache_folder(owner, cache_digest(preprocess, dataset.labels)))
+    store = store_of(run_folder, dataset, planned, name)
     # What a killed process left behind takes room.
     remove_leftovers(store.folder)
     missing = [case for case in dataset.cases if not store.is_current(case.id, case.files, case.missing)]
@@ -133,6 +141,8 @@ def train(
 ) -> tuple[FoldOutcome, ...]:
     """Train folds of one configuration and score their validation cases.
 
+    Where several processes were started together, the first one does it, and the others take part in the training.
+
     Args:
         run_path: The run folder.
         settings: How long, where, with which seed.
@@ -142,14 +152,38 @@ def train(
         assignments: KEY=VALUE of the plan's training section, for these folds alone.
         progress: Where to tell how far it is.
 
+    Returns:
+        One outcome a fold; none in processes that took part.
+
     Raises:
         ConfigError: Unknown configuration, fold or key, a logger that is not installed, or the fold is being trained by
             another process.
         DatasetError: Cases that cannot be prepared.
         ModelError: It is a cascade and folds of its previous stage are not finished; or the pretrained model cannot
             be read.
+        LeaderStopped: The first process has ended with an error, and this is another.
+        ProcessLost: Another process has ended.
     """
-    run_folder = RunFolder(run_path)
+    with joined(own_device(settings.device)) as processes:
+        if not processes.is_main:
+            _take_part(RunFolder(run_path), settings, configuration, assignments, processes)
+            return ()
+        with orders.leading(processes):
+            return _train_folds(
+                RunFolder(run_path), settings, configuration, fold, restart, assignments, progress, processes
+            )
+
+
+def _train_folds(
+    run_folder: RunFolder,
+    settings: TrainSettings,
+    configuration: str | None,
+    fold: str,
+    restart: bool,
+    assignments: Sequence[str],
+    progress: Progress,
+    processes: Processes,
+) -> tuple[FoldOutcome, ...]:
     dataset, planned = run_folder.read_dataset(), run_folder.read_plan()
     planned = _with_training_overrides(planned, assignments)
     name = _configuration_name(planned, configuration)
@@ -157,13 +191,25 @@ def train(
     part = planned.configurations[name]
     # Before anything that takes long.
     loggers.require(settings.log)
+    require_shares(part, processes)
     found = out_of_fold(run_folder, dataset, part.previous_stage, folds) if part.previous_stage else {}
     for number, _ in folds:
         _pretrained(settings, planned, name, number, run_folder)
     store = prepare(run_folder, dataset, planned, name, progress=progress)
     return tuple(
         _train_one(
-            run_folder, dataset, planned, name, number, members, store, found.get(number), settings, restart, progress
+            run_folder,
+            dataset,
+            planned,
+            name,
+            number,
+            members,
+            store,
+            found.get(number),
+            settings,
+            restart,
+            progress,
+            processes,
         )
         for number, members in folds
     )
@@ -178,6 +224,38 @@ def _pretrained(
     return load_pretrained(Path(settings.pretrained), planned, name, number, run_folder.fold_folder(name, number))
 
 
+def _take_part(
+    run_folder: RunFolder,
+    settings: TrainSettings,
+    configuration: str | None,
+    assignments: Sequence[str],
+    processes: Processes,
+) -> None:
+    """Take part in fold after fold, as the main process says. Nothing is written but by it."""
+    while isinstance(order := orders.hear(processes), orders.TakePart):
+        # By now the cache is whole.
+        dataset, planned = run_folder.read_dataset(), run_folder.read_plan()
+        planned = _with_training_overrides(planned, assignments)
+        name = _configuration_name(planned, configuration)
+        folds = _choose_folds(run_folder, str(order.fold), dataset)
+        ((number, members),) = folds
+        part = planned.configurations[name]
+        previous: PreviousStage | None = None
+        if part.previous_stage:
+            found = out_of_fold(run_folder, dataset, part.previous_stage, folds)
+            previous = prepare_maps(run_folder, dataset, name, part, found[number])
+        follow(
+            planned,
+            name,
+            store_of(run_folder, dataset, planned, name),
+            members.train,
+            _fold_settings(settings),
+            processes,
+            previous,
+            dataset.annotated_rows,
+        )
+
+
 def _train_one(
     run_folder: RunFolder,
     dataset: Dataset,
@@ -190,34 +268,31 @@ def _train_one(
     settings: TrainSettings,
     restart: bool,
     progress: Progress,
+    processes: Processes,
 ) -> FoldOutcome:
     previous: PreviousStage | None = None
     if found is not None:
         previous = prepare_maps(run_folder, dataset, name, planned.configurations[name], found, progress=progress)
     folder = run_folder.fold_folder(name, number)
-    result = train_fold(
-        folder,
-        planned,
-        name,
-        number,
-        store,
-        members.train,
-        members.validation,
-        records.TrainSettings(
-            num_epochs=settings.epochs,
-            time_budget_s=settings.time_budget_s,
-            device=settings.device,
-            precision=settings.precision,
-            seed=settings.seed,
-            restart=restart,
-            checkpoint_interval_s=settings.checkpoint_interval_s,
-            log=settings.log,
-            pretrained=_pretrained(settings, planned, name, number, run_folder),
-        ),
-        progress,
-        previous,
-        dataset.annotated_rows,
-    )
+    orders.take_part(processes, number)
+    with orders.leading(processes):
+        result = train_fold(
+            folder,
+            planned,
+            name,
+            number,
+            store,
+            members.train,
+            members.validation,
+            replace(
+                _fold_settings(settings, restart=restart),
+                pretrained=_pretrained(settings, planned, name, number, run_folder),
+            ),
+            progress,
+            previous,
+            dataset.annotated_rows,
+            processes,
+        )
     started = time.monotonic()
     scored = validate_fold(run_folder, folder, dataset, members.validation, settings, previous=found, progress=progress)
     best = None if scored is None else scored.best
@@ -230,6 +305,20 @@ def _train_one(
         train_s=result.seconds,
         validation_s=max(0.0, time.monotonic() - started - (best.seconds if best else 0.0)),
         best=best,
+    )
+
+
+def _fold_settings(settings: TrainSettings, *, restart: bool = False) -> records.TrainSettings:
+    return records.TrainSettings(
+        num_epochs=settings.epochs,
+        time_budget_s=settings.time_budget_s,
+        device=settings.device,
+        precision=settings.precision,
+        seed=settings.seed,
+        restart=restart,
+        checkpoint_interval_s=settings.checkpoint_interval_s,
+        compile=settings.compile,
+        log=settings.log,
     )
 
 

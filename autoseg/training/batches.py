@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType, TracebackType
 from typing import Self
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg import runtime
+from autoseg.compute import Processes
 from autoseg.domain.network_plan import Ints
 from autoseg.domain.plan import AugmentationPlan, Configuration
 from autoseg.domain.sides import Sides
@@ -83,6 +84,8 @@ class BatchReader:
         steps_per_epoch: Steps of a nominal epoch, which is part of the random keys.
         previous: Reads the label maps of a cascade's previous stage; None where there is none.
         sides: What mirroring from left to right does to the labels; None: nothing.
+        rank: Of the processes that share a batch, this one's number ...
+        num_ranks: ... and how many they are. Each reads every so-manieth sample.
     """
 
     sampler: Sampler
@@ -92,6 +95,8 @@ class BatchReader:
     steps_per_epoch: int
     previous: PreviousReader | None = None
     sides: Sides | None = None
+    rank: int = 0
+    num_ranks: int = 1
 
     @classmethod
     def of(
@@ -132,15 +137,20 @@ class BatchReader:
         sampler = Sampler(case_ids, box, training.batch_size, fraction, seed, stage, annotated)
         return cls(sampler, CasePool(store), network.dims, augmentation, training.steps_per_epoch, maps, part.sides)
 
+    def shared(self, processes: Processes) -> Self:
+        """A reader of this process's share of each batch."""
+        return replace(self, rank=processes.rank, num_ranks=processes.world_size)
+
     def read(self, step: int) -> list[RawSample]:
-        """The samples of that step.
+        """The samples of that step, or this process's share of them.
 
         Raises:
             DatasetError: A case of the cache cannot be read; it is named.
         """
         first = step * self.sampler.batch_size
         epoch = step // self.steps_per_epoch
-        return [self._read(self.sampler.draw(self.pool, epoch, first + i)) for i in range(self.sampler.batch_size)]
+        places = range(self.rank, self.sampler.batch_size, self.num_ranks)
+        return [self._read(self.sampler.draw(self.pool, epoch, first + place)) for place in places]
 
     def _read(self, spec: SampleSpec) -> RawSample:
         start: Ints = spec.start

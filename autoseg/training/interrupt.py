@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+SAME_REQUEST_S = 1.0
+"""Signals within so many seconds are one request: programs that start others pass on what these have got already."""
 
 
 class Stopped(Exception):
@@ -15,13 +19,14 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM only sets `is_set`; a second one acts as it did before.
+    """While entered, the first SIGINT or SIGTERM only sets `is_set`; a later one acts as it did before.
 
     Outside the main thread Python delivers no signals, and nothing changes.
     """
 
     def __init__(self) -> None:
         self.is_set = False
+        self._asked_at = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def check(self) -> None:
@@ -35,7 +40,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -43,9 +48,16 @@ class StopRequest:
     ) -> None:
         self._restore()
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        self.is_set = True
-        self._restore()
+    def ask(self) -> None:
+        """As the first signal."""
+        if not self.is_set:
+            self.is_set, self._asked_at = True, time.monotonic()
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if self.is_set and time.monotonic() - self._asked_at > SAME_REQUEST_S:
+            self._restore()
+            signal.raise_signal(number)
+        self.ask()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -13,14 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoseg import runtime
+from autoseg.compute import ALONE, Compute, Processes
 from autoseg.domain.network_plan import NetworkPlan
 from autoseg.domain.plan import TrainingPlan
-from autoseg.network import channels_last, unet
-from autoseg.training import optimisers
+from autoseg.network import unet
+from autoseg.training import optimisers, orders
 from autoseg.training.batches import Batch
-from autoseg.training.losses import supervised_loss
-
-_SEED_BOUND = 2**63 - 1
+from autoseg.training.gradients import Gradients
+from autoseg.training.passes import SEED_BOUND, Passes
+from autoseg.training.records import Choices, known_choices
 
 WARM_UP_STEPS = 10
 """The running mean of the weights starts short: after t steps its decay is at most (1 + t) / (WARM_UP_STEPS + t).
@@ -58,6 +58,9 @@ class StepOutcome:
 class Learner:
     """Network, optimiser and running mean of the weights on one device.
 
+    With several processes each has a learner and its share of every batch. That of the main process leads: it tells the
+    others each step, and its state before the first one. The others do what they are told (`following`).
+
     Args:
         network: Its plan.
         training: How it learns.
@@ -65,6 +68,8 @@ class Learner:
         precision: "fp32", "bf16" or "fp16".
         seed: Of the initial weights and of dropout.
         regions: (K, values) bool, which value indices each region holds; None of ordinary classes.
+        processes: Those that share the batches.
+        choices: How it computes; None: as is known to be quick without timing anything.
     """
 
     def __init__(
@@ -76,59 +81,66 @@ class Learner:
         precision: str,
         seed: int,
         regions: NDArray[np.bool_] | None = None,
+        processes: Processes = ALONE,
+        choices: Choices | None = None,
     ) -> None:
         assert (network.output == "regions") == (regions is not None), "the loss must be that of the output"
         self._training = training
+        self.compute = compute = Compute(device, precision, processes)
         self.regions = None if regions is None else torch.from_numpy(regions).to(device)
-        self._device = device
-        self._precision = precision
-        self._seed = seed
-        self._has_dropout = network.dropout > 0
-        init_seed = int(runtime.rng(seed, runtime.STAGE_INIT).integers(_SEED_BOUND))
+        init_seed = int(runtime.rng(seed, runtime.STAGE_INIT).integers(SEED_BOUND))
         self.network = unet.build(network, init_seed).to(device).train()
         self._parameters = dict(self.network.named_parameters())
+        self._passes = Passes(self.network, network, training, self.regions, compute, seed)
+        self.gradients = Gradients(self._passes, compute)
+        self.use(choices or known_choices(device.type, precision))
         can_fuse = precision != "fp16" and device.type in ("cpu", "cuda")
         self._optimiser = optimisers.make(self.network, training, can_fuse=can_fuse)
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self._is_told = False
         self._mean: dict[str, Tensor] = {}
-        if training.ema_decay > 0:
+        if training.ema_decay > 0 and processes.is_main:
             self._mean = {name: weight.detach().clone() for name, weight in self._parameters.items()}
+
+    @property
+    def choices(self) -> Choices:
+        """How it computes now."""
+        return self._choices.model_copy(
+            update={"is_compiled": self._passes.forward.is_compiled, "micro_batch": self.gradients.micro_batch}
+        )
+
+    def use(self, choices: Choices) -> None:
+        """Compute like this from now on."""
+        self._choices = choices
+        self._passes.layout = choices.layout
+        self._passes.forward.use(is_compiled=choices.is_compiled)
+        self.gradients.micro_batch = choices.micro_batch
 
     def step(self, batch: Batch, learning_rate: float, number: int, momentum: float | None = None) -> StepOutcome:
         """Learn from a batch.
 
         Args:
-            batch: What to learn from.
+            batch: What to learn from; with several processes this one's share of it.
             learning_rate: Of this step.
             number: Steps done before.
             momentum: Of this step; None leaves the plan's.
+
+        Raises:
+            ProcessLost: Another process has ended or failed.
         """
-        self._optimiser.zero_grad(set_to_none=True)
+        processes = self.compute.processes
+        if processes.world_size > 1 and processes.is_main:
+            self._tell_step(learning_rate, number, momentum)
         # Running statistics follow the forward pass; a step that is skipped must not move them.
-        statistics = [(weight, weight.clone()) for weight in self._parameters.values() if not weight.requires_grad]
-        # The quick layout for bf16 on the CPU; see the module for the reason.
-        is_quick = self._device.type == "cpu" and self._precision == "bf16"
-        images = channels_last.to_channels_last(batch.images) if is_quick else batch.images
-        with runtime.autocast(self._device, self._precision), self._dropout_of(number):
-            outputs = self.network(images)
-            loss = supervised_loss(
-                outputs,
-                batch.labels,
-                batch_dice=self._training.batch_dice,
-                regions=self.regions,
-                annotated=batch.annotated,
-                hard_fraction=self._training.hard_voxel_fraction,
-                weights=self._training.supervision_weights,
-            )
-        del outputs
-        torch.autograd.backward(self._scaler.scale(loss))
+        statistics = self._passes.statistics()
+        loss = self.gradients.of(batch, number, self._scaler.scale)
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
             group["momentum"] = self._training.momentum if momentum is None else momentum
         self._scaler.unscale_(self._optimiser)
         gradients = [weight.grad for weight in self._parameters.values() if weight.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        loss_value, norm_value = torch.stack([loss.detach(), norm.to(loss)]).tolist()
+        loss_value, norm_value = torch.stack([loss, norm.to(loss)]).tolist()
         is_finite = isfinite(loss_value) and (isfinite(norm_value) or self._scales_down())
         if is_finite:
             nn.utils.clip_grads_with_norm_(self._parameters.values(), self._training.gradient_clip, norm)
@@ -144,22 +156,42 @@ class Learner:
         scale, _ = self.loss_scale
         return scale is not None and scale >= SMALLEST_LOSS_SCALE
 
-    @torch.no_grad()
-    def _skip(self, statistics: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def _skip(self, statistics: Sequence[Tensor]) -> None:
         """Leave everything as it was before the step."""
-        for weight, before in statistics:
-            weight.copy_(before)
+        self._passes.set_statistics(statistics)
         # The scaler takes no further gradients before it has dealt with these.
         self._scaler.update()
 
-    @contextmanager
-    def _dropout_of(self, number: int) -> Iterator[None]:
-        """Draw dropout from the seed and the number of the step: PyTorch's layers know only the global generator."""
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=self._has_dropout):
-            if self._has_dropout:
-                torch.manual_seed(int(runtime.rng(self._seed, runtime.STAGE_DROPOUT, number).integers(_SEED_BOUND)))
-            yield
+    def rehearse(self, batch: Batch) -> None:
+        """Do the part of a step that takes long, forward and backward, and learn nothing.
+
+        Args:
+            batch: Made up; other processes are left out.
+        """
+        statistics = self._passes.statistics()
+        loss = self.gradients.of(batch, 0, lambda value: value, alone=True)
+        self._passes.set_statistics(statistics)
+        self.network.zero_grad(set_to_none=True)
+        # Reading it waits for the device.
+        loss.item()
+
+    def _tell_step(self, learning_rate: float, number: int, momentum: float | None) -> None:
+        """Tell the other processes of a step; before the first one, all that they need to be the same."""
+        processes = self.compute.processes
+        if not self._is_told:
+            # The running mean is the main process's own.
+            tensors = {name: tensor for name, tensor in self.state().items() if not name.startswith(_MEAN)}
+            orders.tell_state(processes, tensors, self.loss_scale)
+            self._is_told = True
+        order = orders.Step(
+            number=number, learning_rate=learning_rate, momentum=momentum, micro_batch=self.gradients.micro_batch
+        )
+        orders.tell(processes, order)
+
+    def take_over(self, state: orders.State) -> None:
+        """Become what the main process has just told to be."""
+        tensors = orders.hear_state(self.compute.processes, state, self.compute.device)
+        self.restore(tensors, (state.loss_scale, state.growth))
 
     @torch.no_grad()
     def _follow(self, number: int) -> None:
@@ -202,6 +234,7 @@ class Learner:
         Raises:
             KeyError: A weight is missing.
         """
+        self._is_told = False
         for name, weight in self._parameters.items():
             weight.copy_(tensors[_WEIGHTS + name])
             if name in self._mean:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoseg.domain.dataset import IGNORE_INDEX
+from autoseg.training.shares import WHOLE, Share
 
 SMOOTH = 1e-5
 """Added above and below in Dice, so that a class absent from both counts as perfect. Source: nnU-Net v2."""
@@ -54,6 +55,7 @@ def dice_cross_entropy(
     batch_dice: bool,
     annotated: Tensor | None = None,
     hard_fraction: float = 1.0,
+    share: Share = WHOLE,
 ) -> Tensor:
     """Cross-entropy plus 1 - mean soft Dice of the foreground classes.
 
@@ -65,6 +67,7 @@ def dice_cross_entropy(
         batch_dice: Pool Dice over the batch instead of averaging over samples.
         annotated: (N, K - 1) bool, which foreground classes were annotated in each sample; None: all in all.
         hard_fraction: See `mean_of_hardest`.
+        share: Of the batch's loss, where these samples are a part of it.
 
     Returns:
         A scalar, at least 0.
@@ -76,7 +79,7 @@ def dice_cross_entropy(
         log_probabilities, targets = _with_unknown_in_background(log_probabilities, targets, annotated)
     valid = targets != IGNORE_INDEX
     entropies = functional.nll_loss(log_probabilities, targets, ignore_index=IGNORE_INDEX, reduction="none")
-    cross_entropy = mean_of_hardest(entropies, valid, hard_fraction)
+    cross_entropy = mean_of_hardest(entropies, valid, hard_fraction, share)
 
     probabilities = log_probabilities[:, 1:].exp()
     classes = torch.arange(1, num_classes, device=labels.device)[:, None]
@@ -84,7 +87,8 @@ def dice_cross_entropy(
     intersection = (probabilities * is_class).sum(2)
     predicted = (probabilities * valid[:, None]).sum(2)
     present = is_class.sum(2)
-    return cross_entropy + 1 - _mean_dice(intersection, predicted, present, batch_dice=batch_dice, annotated=annotated)
+    sums = (intersection, predicted, present)
+    return cross_entropy + _dice_loss(sums, batch_dice=batch_dice, annotated=annotated, share=share)
 
 
 def dice_binary_cross_entropy(
@@ -95,6 +99,7 @@ def dice_binary_cross_entropy(
     batch_dice: bool,
     annotated: Tensor | None = None,
     hard_fraction: float = 1.0,
+    share: Share = WHOLE,
 ) -> Tensor:
     """Binary cross-entropy, averaged over regions and voxels, plus 1 - mean soft Dice of the regions.
 
@@ -108,6 +113,7 @@ def dice_binary_cross_entropy(
         batch_dice: As in `dice_cross_entropy`.
         annotated: (N, K) bool, which regions were annotated in each sample; None: all in all.
         hard_fraction: See `mean_of_hardest`.
+        share: Of the batch's loss, where these samples are a part of it.
 
     Returns:
         A scalar, at least 0.
@@ -117,16 +123,18 @@ def dice_binary_cross_entropy(
     counted = valid if annotated is None else valid & annotated[:, :, None]
     # Softplus - x t is the binary cross-entropy without a float copy of the targets.
     entropies = (functional.softplus(logits) - logits * is_inside) * counted
-    cross_entropy = mean_of_hardest(entropies.flatten(1), counted.expand_as(logits).flatten(1), hard_fraction)
+    counted = counted.expand_as(logits)
+    cross_entropy = mean_of_hardest(entropies.flatten(1), counted.flatten(1), hard_fraction, share)
 
     probabilities = torch.sigmoid(logits)
     intersection = (probabilities * is_inside).sum(2)
     predicted = (probabilities * valid).sum(2)
     present = is_inside.sum(2)
-    return cross_entropy + 1 - _mean_dice(intersection, predicted, present, batch_dice=batch_dice, annotated=annotated)
+    sums = (intersection, predicted, present)
+    return cross_entropy + _dice_loss(sums, batch_dice=batch_dice, annotated=annotated, share=share)
 
 
-def mean_of_hardest(entropies: Tensor, counted: Tensor, fraction: float) -> Tensor:
+def mean_of_hardest(entropies: Tensor, counted: Tensor, fraction: float, share: Share = WHOLE) -> Tensor:
     """The mean over the hardest voxels of each sample; with fraction 1 over all of them.
 
     Small structures are a few of very many voxels, of which most are soon easy: in a mean over all they hardly count.
@@ -136,6 +144,7 @@ def mean_of_hardest(entropies: Tensor, counted: Tensor, fraction: float) -> Tens
         entropies: (N, M) cross-entropies, 0 where not counted.
         counted: (N, M) bool, voxels that take part.
         fraction: Part of each sample's voxels, above 0 up to 1.
+        share: Of the batch's mean.
 
     Source: Wu et al. 2016, "Bridging category-level and instance-level semantic image segmentation", section 3.2
     (online bootstrapping); Isensee et al. 2021 use it as "topk loss". The threshold comes from every
@@ -147,7 +156,7 @@ def mean_of_hardest(entropies: Tensor, counted: Tensor, fraction: float) -> Tens
         threshold = sampled.kthvalue(place, dim=1, keepdim=True).values
         counted = counted & (entropies.detach() >= threshold)
         entropies = entropies * counted
-    return entropies.sum() / counted.sum().clamp_min(1)
+    return entropies.sum() / share.total(counted.sum()).clamp_min(1)
 
 
 def region_targets(labels: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,19 +190,28 @@ def _with_unknown_in_background(log_probabilities: Tensor, targets: Tensor, anno
     return log_probabilities, targets.masked_fill(is_unknown.gather(1, targets.clamp_min(0)), 0)
 
 
-def _mean_dice(
-    intersection: Tensor, predicted: Tensor, present: Tensor, *, batch_dice: bool, annotated: Tensor | None
+def _dice_loss(
+    sums: tuple[Tensor, Tensor, Tensor], *, batch_dice: bool, annotated: Tensor | None, share: Share
 ) -> Tensor:
-    """Mean soft Dice over samples and classes from their (N, K) sums, or over classes pooled over the batch."""
-    counted = annotated
-    if batch_dice:
-        parts = (intersection, predicted, present)
-        intersection, predicted, present = (
-            part.sum(0) if annotated is None else (part * annotated).sum(0) for part in parts
-        )
-        counted = None if annotated is None else annotated.any(0)
+    """1 - mean soft Dice over samples and classes, or over classes pooled over the batch.
+
+    Args:
+        sums: (N, K) each: of intersection, of what is predicted, of what is present.
+        batch_dice: As in `dice_cross_entropy`.
+        annotated: The same.
+        share: The same.
+    """
+    intersection, predicted, present = sums
+    if not batch_dice:
+        dice = (2 * intersection + SMOOTH) / (predicted + present + SMOOTH)
+        counted = torch.ones_like(dice) if annotated is None else annotated
+        mean = (dice * counted).sum() / share.total(counted.sum()).clamp_min(1)
+        return share.once(torch.ones_like(mean)) - mean
+    counted = torch.ones_like(present) if annotated is None else annotated
+    intersection, predicted, present = (share.total((part * counted).sum(0)) for part in sums)
     dice = (2 * intersection + SMOOTH) / (predicted + present + SMOOTH)
-    return dice.mean() if counted is None else (dice * counted).sum() / counted.sum().clamp_min(1)
+    is_counted = share.total(counted.sum(0)) > 0
+    return share.once(1 - (dice * is_counted).sum() / is_counted.sum().clamp_min(1))
 
 
 def level_loss(
@@ -204,14 +222,15 @@ def level_loss(
     regions: Tensor | None,
     annotated: Tensor | None,
     hard_fraction: float = 1.0,
+    share: Share = WHOLE,
 ) -> Tensor:
     """The loss of one output: of regions where there are any, else of classes."""
     if regions is None:
         return dice_cross_entropy(
-            logits, labels, batch_dice=batch_dice, annotated=annotated, hard_fraction=hard_fraction
+            logits, labels, batch_dice=batch_dice, annotated=annotated, hard_fraction=hard_fraction, share=share
         )
     return dice_binary_cross_entropy(
-        logits, labels, regions, batch_dice=batch_dice, annotated=annotated, hard_fraction=hard_fraction
+        logits, labels, regions, batch_dice=batch_dice, annotated=annotated, hard_fraction=hard_fraction, share=share
     )
 
 
@@ -224,6 +243,7 @@ def supervised_loss(
     annotated: Tensor | None = None,
     hard_fraction: float = 1.0,
     weights: Sequence[float] = (),
+    share: Share = WHOLE,
 ) -> Tensor:
     """The weighted sum over the outputs of deep supervision.
 
@@ -235,6 +255,7 @@ def supervised_loss(
         annotated: (N, foreground classes) bool, as in `dice_cross_entropy`.
         hard_fraction: See `mean_of_hardest`.
         weights: Of the outputs, finest first; empty: those of `supervision_weights`. Outputs beyond them count nothing.
+        share: Of the batch's loss, where these samples are a part of it.
     """
     levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     total = torch.zeros((), device=labels.device)
@@ -248,6 +269,7 @@ def supervised_loss(
                 regions=regions,
                 annotated=annotated,
                 hard_fraction=hard_fraction,
+                share=share,
             )
             total = total + weight * loss
     return total

@@ -20,6 +20,7 @@ from autoseg.training.loggers import LOGS_FOLDER, RunFacts
 from autoseg.training.records import (
     VALIDATION_FOLDER,
     VALIDATION_SUMMARY_FILE,
+    Choices,
     EpochRecord,
     Fold,
     FoldCases,
@@ -59,6 +60,7 @@ class FoldOutputs:
         precision: As resolved.
         cases: Learned from and looked at.
         environment: Of this machine.
+        num_processes: That share the training.
     """
 
     folder: Path
@@ -70,6 +72,7 @@ class FoldOutputs:
     precision: str
     cases: FoldCases
     environment: dict[str, Any]
+    num_processes: int = 1
 
     def write_model(self, name: str, weights: Mapping[str, Tensor], counters: Counters, used_s: float) -> None:
         """Write NAME.safetensors and NAME.json; new final weights make the validation of earlier ones void.
@@ -154,6 +157,7 @@ class FoldOutputs:
         validation_patches: int | None,
         whole_cases: tuple[str, ...] | None,
         starts: tuple[Start, ...],
+        choices: Choices,
     ) -> RunRecord:
         """Write run.json; returns what it holds.
 
@@ -164,6 +168,7 @@ class FoldOutputs:
             validation_patches: Chosen number of fixed patches.
             whole_cases: Chosen cases to look at as wholes.
             starts: Of this training so far, this one included.
+            choices: How it computes.
         """
         on_gpu = self.device.type == "cuda"
         record = RunRecord(
@@ -175,6 +180,8 @@ class FoldOutputs:
             time_budget_s=self.settings.time_budget_s,
             device=self.device.type,
             precision=self.precision,
+            choices=choices,
+            num_processes=self.num_processes,
             status=status,
             num_training_cases=len(self.cases.train),
             num_validation_cases=len(self.cases.validation),

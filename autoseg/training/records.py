@@ -40,6 +40,37 @@ VALIDATION_SUMMARY_FILE = "summary.json"
 """Their scores, with the checksum of the weights that predicted."""
 
 
+Layout = Literal["contiguous", "channels_last"]
+"""How images lie in memory: channel by channel, or voxel by voxel."""
+
+Compile = Literal["auto", "always", "never"]
+"""Whether the network is compiled; "auto": where a long training on a GPU gains by it."""
+
+
+class Choices(Value):
+    """How a training computes, beside its precision: found out once by its first start, and kept.
+
+    Attributes:
+        layout: Of images and features.
+        is_compiled: Whether torch.compile is used.
+        micro_batch: Most samples of a process at a time; None: all. Lowered when memory runs out.
+        timings_s: What was timed for the choice: seconds by what was tried; empty where rules decided.
+    """
+
+    layout: Layout = "contiguous"
+    is_compiled: bool = False
+    micro_batch: int | None = None
+    timings_s: dict[str, float] = Field(default_factory=dict)
+
+
+def known_choices(device_type: str, precision: str) -> Choices:
+    """What is known to be quick without timing anything.
+
+    Source: decision 7 (training in bf16 on a CPU: channels last).
+    """
+    return Choices(layout="channels_last" if (device_type, precision) == ("cpu", "bf16") else "contiguous")
+
+
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
     """What one start of a training is asked to do.
@@ -56,6 +87,7 @@ class TrainSettings:
         prefetch: Steps read ahead by a thread; 0: none.
         log: Where to log besides metrics.jsonl; names of `loggers.PACKAGES`.
         pretrained: A model whose weights the training begins with where they fit.
+        compile: See `Compile`.
     """
 
     num_epochs: int | None = None
@@ -68,6 +100,7 @@ class TrainSettings:
     prefetch: int = PREFETCH_STEPS
     log: tuple[str, ...] = ()
     pretrained: Model | None = None
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         if self.num_epochs is not None and self.time_budget_s is not None:
@@ -181,6 +214,8 @@ class RunRecord(Value):
     Attributes:
         status: "running" also describes a training that was killed.
         precision: Chosen at the first start, kept afterwards.
+        choices: The same; None in records that did not hold them.
+        num_processes: Processes that shared the last start.
         cases_digest: Of the fold's cases; empty in records that did not hold it.
         previous_weights: SHA-256 of the weights, by fold, that predicted the maps which a cascade learned from.
         pretrained: What it began with; None where all weights were fresh.
@@ -203,6 +238,8 @@ class RunRecord(Value):
     time_budget_s: float | None
     device: str
     precision: str
+    choices: Choices | None = None
+    num_processes: int = 1
     status: Status
     num_training_cases: int
     num_validation_cases: int

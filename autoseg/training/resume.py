@@ -7,9 +7,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from autoseg import runtime
 from autoseg.domain.plan import Configuration, EarlyEnd, Plan
 from autoseg.domain.values import digest_of
 from autoseg.errors import ConfigError
@@ -211,19 +208,6 @@ def with_length(stored: Counters, schedule: Schedule, early_end: EarlyEnd, reser
         )
     course = schedule.rejoined(stored.fraction, stored.step, stored.used_s, reserve_s)
     return stored.model_copy(update={**now, "course": course.model_copy(update={"since": stored.epoch})})
-
-
-def resolved_precision(settings: TrainSettings, before: RunRecord | None, device: torch.device) -> str:
-    """As asked; "auto" stays what it was at the first start, because a change would change the result.
-
-    Args:
-        settings: What is asked for now.
-        before: The fold's run.json, if there is one.
-        device: Where it trains now.
-    """
-    if settings.precision == "auto" and before is not None and before.device == device.type:
-        return before.precision
-    return runtime.pick_precision(settings.precision, device)
 
 
 def require_fit(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import count
 from math import floor, log10
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from autoseg import runtime
-from autoseg.domain.network_plan import NetworkPlan
+from autoseg.domain.network_plan import Ints, NetworkPlan
 from autoseg.domain.plan import TrainingPlan
 from autoseg.planning.flops import NetworkShape, count_training_flops
 from autoseg.training.batches import Batch
@@ -22,6 +24,7 @@ SIGNIFICANT_DIGITS = 2
 
 # A network like those that the planner makes, and patches small enough for a slow machine.
 _EDGE, _BATCH, _FEATURES, _CLASSES = 40, 2, (32, 64, 128), 3
+_CASE = "made up"
 
 
 def reference_network() -> NetworkPlan:
@@ -37,6 +40,27 @@ def reference_network() -> NetworkPlan:
         blocks_per_stage_encoder=(2,) * stages,
         blocks_per_stage_decoder=(2,) * (stages - 1),
     )
+
+
+def made_up_batch(network: NetworkPlan, size: int, patch: Ints, device: torch.device) -> Batch:
+    """Noise with labels of every value: a batch that costs what a real one costs.
+
+    Args:
+        network: Which takes it.
+        size: Samples.
+        patch: Voxels of a sample.
+        device: Where.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(size, network.in_channels, *patch, generator=generator).to(device)
+    num_values = network.num_classes + (network.output == "regions")
+    labels = torch.randint(0, num_values, (size, *patch), generator=generator).to(device, torch.int16)
+    return Batch(images, labels, (_CASE,) * size)
+
+
+def made_up_regions(network: NetworkPlan) -> NDArray[np.bool_] | None:
+    """Of a network of regions: each has one label value, which costs as much as any other table; else None."""
+    return np.eye(network.num_classes, network.num_classes + 1, 1, np.bool_) if network.output == "regions" else None
 
 
 def measured_speed(device: torch.device, precision: str) -> float:
@@ -55,10 +79,7 @@ def measured_speed(device: torch.device, precision: str) -> float:
     runtime.configure_allocator()
     network, training = reference_network(), TrainingPlan(batch_size=_BATCH)
     learner = Learner(network, training, device=device, precision=precision, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(_BATCH, 1, *network.patch_size, generator=generator).to(device)
-    labels = torch.randint(0, _CLASSES, (_BATCH, *network.patch_size), generator=generator).to(device, torch.int16)
-    batch, numbers = Batch(images, labels, ()), count()
+    batch, numbers = made_up_batch(network, _BATCH, network.patch_size, device), count()
     flops = _BATCH * count_training_flops(NetworkShape.of(network))
     speed = runtime.flops_per_second(
         lambda: learner.step(batch, training.learning_rate, next(numbers)), flops, seconds=MEASURED_SECONDS

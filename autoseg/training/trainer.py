@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from autoseg import runtime
+from autoseg.compute import ALONE, Processes
 from autoseg.domain.plan import Plan
 from autoseg.errors import ConfigError, TrainingDiverged, TrainingInterrupted
 from autoseg.io.files import Lock
 from autoseg.io.model import BEST, WEIGHTS
 from autoseg.runtime import NoProgress, Progress
-from autoseg.training import checkpoint, telling
+from autoseg.training import checkpoint, choosing, orders, telling
 from autoseg.training.bad_steps import BadSteps
 from autoseg.training.batches import Batch, BatchReader, Prefetcher, RawSample, assemble
 from autoseg.training.cascade import PreviousStage
@@ -39,15 +40,7 @@ from autoseg.training.records import (
     TrainSettings,
     read_run,
 )
-from autoseg.training.resume import (
-    begin,
-    finished_result,
-    forget,
-    fresh_counters,
-    require_fit,
-    resolved_precision,
-    with_length,
-)
+from autoseg.training.resume import begin, finished_result, forget, fresh_counters, require_fit, with_length
 from autoseg.training.sampling import PatchStore
 from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Pace, Schedule
 from autoseg.training.trackers import trackers
@@ -69,8 +62,11 @@ def train_fold(
     progress: Progress | None = None,
     previous: PreviousStage | None = None,
     annotated: Mapping[str, tuple[bool, ...]] | None = None,
+    processes: Processes = ALONE,
 ) -> TrainResult:
     """Train one fold, going on where an earlier start stopped.
+
+    With several processes this is what the main one does, inside `orders.leading`; the others do `following.follow`.
 
     Args:
         folder: The fold folder; made when missing. It ends with `weights.safetensors` and `weights.json`.
@@ -84,13 +80,15 @@ def train_fold(
         progress: Told after every step.
         previous: Of a cascade: what the previous stage predicted.
         annotated: Of the cases in which not every class was annotated: for each class whether it was.
+        processes: Those that share every batch.
 
     Raises:
         ConfigError: The fold is in use, or what was trained before does not fit the plan or the settings.
         DatasetError: A cached case cannot be read.
         TrainingDiverged: Too many steps gave no finite loss or gradient; the last good weights are kept.
         TrainingInterrupted: SIGINT or SIGTERM; everything is saved.
-        DeviceMemoryError: The device has too little memory.
+        DeviceMemoryError: The device has too little memory for one sample.
+        ProcessLost: Another process has ended or failed.
     """
     clock = Clock()
     runtime.configure_allocator()
@@ -117,6 +115,7 @@ def train_fold(
             clock,
             progress or NoProgress(),
             previous,
+            processes,
         ).run()
 
 
@@ -135,6 +134,7 @@ class _Training:
         clock: Clock,
         progress: Progress,
         previous: PreviousStage | None,
+        processes: Processes,
     ) -> None:
         self.folder, self.plan, self.where = folder, plan, f"fold {fold} of {configuration}"
         self.clock, self.progress = clock, progress
@@ -142,7 +142,8 @@ class _Training:
         self.device = runtime.pick_device(settings.device)
         self.settings = settings.with_length(self.part.training, self.device.type)
         self.before = read_run(folder)
-        self.precision = resolved_precision(self.settings, self.before, self.device)
+        self.precision = choosing.precision_of(self.part, self.settings, self.before, self.device)
+        self.processes = processes
         training = self.part.training
         self.straight = Schedule(
             training.learning_rate,
@@ -156,17 +157,32 @@ class _Training:
         )
         regions, device = plan.labels.region_table() if plan.labels.has_regions else None, self.device
         self.learner = Learner(
-            self.part.network, training, device=device, precision=self.precision, seed=settings.seed, regions=regions
+            self.part.network,
+            training,
+            device=device,
+            precision=self.precision,
+            seed=settings.seed,
+            regions=regions,
+            processes=processes,
         )
         self.cases = cases
         self.counters = fresh_counters(self.part, cases, self.settings)
-        environment = runtime.environment()
         self.outputs = FoldOutputs(
-            folder, plan, configuration, fold, self.settings, self.device, self.precision, cases, environment
+            folder,
+            plan,
+            configuration,
+            fold,
+            self.settings,
+            self.device,
+            self.precision,
+            cases,
+            runtime.environment(),
+            processes.world_size,
         )
         seed, stages = settings.seed, (runtime.STAGE_SAMPLE, runtime.STAGE_VALIDATE)
         known = cases.annotated
-        self.train_reader = BatchReader.of(self.part, store, cases.train, seed, stages[0], previous, known)
+        reader = BatchReader.of(self.part, store, cases.train, seed, stages[0], previous, known)
+        self.train_reader = reader.shared(processes)
         reader = BatchReader.of(self.part, store, cases.validation, seed, stages[1], previous, known)
         self.stop = StopRequest()
         self.ends = EpochEnds(
@@ -184,6 +200,7 @@ class _Training:
         if done is not None:
             return done
         self._go_on()
+        self._choose()
         self.starts = (*self.starts, self.outputs.start(self.counters, self.clock.used_s()))
         self._show_progress()
         self.loggers.start(self.outputs.facts(self._write_run("running"), self.ends.records))
@@ -207,6 +224,7 @@ class _Training:
                 self._end_epoch()  # the start before this one left while it looked
             while not self._is_over():
                 self._train_step(ahead)
+                self._heed()
                 if self.counters.step == told_at:
                     self._announce()
                 if self._epoch_is_over():
@@ -292,6 +310,26 @@ class _Training:
         self._save()
         self._write_run("running")
 
+    def _choose(self) -> None:
+        """Settle how to compute, and have the other processes do the same."""
+        used_s, counters = self.clock.used_s(), self.counters
+
+        def left_s(step_s: float) -> float:
+            return self.schedule.left_s(counters.step, used_s, step_s)
+
+        self.learner.gradients.lowers_micro_batch = True
+        num_samples = -(-self.part.training.batch_size // self.processes.world_size)
+        self.choices = choosing.choices_of(self.part, self.settings, self.before, self.learner, num_samples, left_s)
+        orders.begin(self.processes, self.precision, self.choices)
+
+    def _heed(self) -> None:
+        """What came of a step beside learning: a smaller micro-batch, another process that was asked to stop."""
+        if self.learner.gradients.is_stop_asked:
+            self.stop.ask()
+        if self.learner.choices != self.choices:
+            self.choices = self.learner.choices
+            self._write_run("running")
+
     # --- Going on --------------------------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
@@ -353,6 +391,7 @@ class _Training:
             validation_patches=self.ends.validation_patches,
             whole_cases=self.ends.whole.case_ids,
             starts=self.starts,
+            choices=self.learner.choices,
         )
 
     def _result(self) -> TrainResult:

@@ -33,6 +33,7 @@ from autoseg.training.batches import BatchReader, Prefetcher, assemble
 from autoseg.training.learner import Learner
 from autoseg.training.records import PREFETCH_STEPS
 from autoseg.training.sampling import CasePool, PatchCase, Sampler, patch_box
+from autoseg.training.speed import made_up_regions
 
 TIMED_SECONDS = 5.0
 """Steps are timed for about so long."""
@@ -50,7 +51,7 @@ _SOURCE_FACTOR = 2
 _CASE = "made up"
 _NUM_LOCATIONS = 64
 _NUM_LAST_WORDS = 3
-_KILLED = -signal.SIGKILL
+_KILLED = -getattr(signal, "SIGKILL", 9)
 """Exit code of a process that the system ended, which it does to the one that asks for memory where none is left."""
 
 
@@ -193,9 +194,8 @@ def try_steps(request: TrialRequest) -> TrialResult:
 def _step_seconds(request: TrialRequest, device: torch.device, precision: str) -> tuple[float, ...]:
     """Seconds of each step after the first: waiting for what was read ahead, augmenting, learning."""
     network, training = request.network, request.training
-    learner = Learner(
-        network, training, device=device, precision=precision, seed=request.seed, regions=_regions(network)
-    )
+    regions = made_up_regions(network)
+    learner = Learner(network, training, device=device, precision=precision, seed=request.seed, regions=regions)
     numbers = count()
     with Prefetcher(_reader(request).read, 0, PREFETCH_STEPS) as ahead:
 
@@ -204,11 +204,6 @@ def _step_seconds(request: TrialRequest, device: torch.device, precision: str) -
             learner.step(assemble(ahead.take(), device), training.learning_rate, next(numbers))
 
         return runtime.seconds_per_call(step, seconds=request.seconds, most=request.max_steps)
-
-
-def _regions(network: NetworkPlan) -> NDArray[np.bool_] | None:
-    """Of a network of regions: each has one label value, which costs as much as any other table."""
-    return np.eye(network.num_classes, network.num_classes + 1, 1, np.bool_) if network.output == "regions" else None
 
 
 def _reader(request: TrialRequest) -> BatchReader:
