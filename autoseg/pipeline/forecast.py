@@ -16,7 +16,7 @@ from autoseg.domain.fingerprint import Fingerprint
 from autoseg.domain.plan import Configuration, Plan
 from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
-from autoseg.inference.predictor import default_tile_batch
+from autoseg.inference.fitting import default_tile_batch
 from autoseg.inference.sliding_window import make_grid
 from autoseg.io.files import read_text
 from autoseg.io.run_folder import RunFolder

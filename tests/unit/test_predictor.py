@@ -203,7 +203,7 @@ def test_a_failing_case_does_not_stop_the_others(tmp_path: Path) -> None:
 TOO_MANY_BYTES = 2**60
 
 
-def exhaust(*_: object) -> None:
+def exhaust(*_: object, **__: object) -> None:
     torch.empty(TOO_MANY_BYTES, dtype=torch.uint8)
 
 
