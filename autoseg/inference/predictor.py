@@ -66,6 +66,9 @@ class Predictor:
         skip_empty: Whether the network sees only one of the tiles that show nothing, see `SkippingEmpty`.
         most_sums_bytes: Memory for sums of logits; None chooses, see `make_columns`.
 
+    Attributes:
+        num_passes: Tiles that went through the networks so far.
+
     Raises:
         ConfigError: Device, precision, overlap or tile_batch are not possible.
         ModelError: There is no model, or the models do not belong together.
@@ -92,6 +95,7 @@ class Predictor:
         self.tta = tta
         self.skip_empty = skip_empty
         self.most_sums_bytes = most_sums_bytes
+        self.num_passes = 0
         self.overlap = self.settings.inference.overlap if overlap is None else overlap
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"the overlap must be at least 0 and less than 1, got {self.overlap}")
@@ -107,9 +111,13 @@ class Predictor:
     def _load(self, models: Sequence[Model], device: torch.device, precision: str) -> Forward:
         """The networks as one function, without what depends on where a tile lies."""
         networks = [resident(model, device, precision) for model in models]
-        forward = averaged(networks, self.settings, device, precision)
-        if self.skip_empty:
-            forward = SkippingEmpty(forward)
+        mean = averaged(networks, self.settings, device, precision)
+
+        def counted(tiles: Tensor) -> Tensor:
+            self.num_passes += len(tiles)
+            return mean(tiles)
+
+        forward = SkippingEmpty(counted) if self.skip_empty else counted
         return with_mirroring(forward, self.settings) if self.tta == "full" else forward
 
     @property
