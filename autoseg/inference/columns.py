@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, product
+from math import prod
 
 from autoseg.inference.tiles import TileGrid, touching
 from autoseg.preprocessing.crop import Box
@@ -43,6 +44,12 @@ class Column:
     rows: Box
     new_rows: Box
 
+    def summed_voxels(self, grid: TileGrid) -> int:
+        """Voxels whose logits are summed at a time: one patch deep along the streaming axis."""
+        sides = [rows.stop - rows.start for rows in self.rows]
+        sides[grid.stream_axis] = grid.patch_size[grid.stream_axis]
+        return prod(sides)
+
 
 def whole_column(change: GridChange) -> Column:
     """All of an image.
@@ -70,9 +77,7 @@ def make_columns(
     Returns:
         Columns whose `new_rows` cover the crop once.
     """
-    tile_bytes = num_outputs * value_bytes
-    for side in grid.patch_size:
-        tile_bytes *= side
+    tile_bytes = num_outputs * value_bytes * prod(grid.patch_size)
     most = max(MOST_SUMS_BYTES, LEAST_TILES * tile_bytes) if most_bytes is None else most_bytes
     first, second = (axis for axis in range(3) if axis != grid.stream_axis)
     is_resampled = not change.operator(grid.stream_axis).is_identity

@@ -114,7 +114,8 @@ def make_grid(shape: Sequence[int], patch_size: Sequence[int], overlap: float) -
         patch_size=(patch[0], patch[1], patch[2]),
         padding=(padding[0], padding[1], padding[2]),
         starts=(starts[0], starts[1], starts[2]),
-        stream_axis=max(range(3), key=lambda axis: len(starts[axis])),
+        # Of several with as many, that with the smallest slab.
+        stream_axis=max(range(3), key=lambda axis: (len(starts[axis]), shape[axis] / patch[axis])),
     )
 
 

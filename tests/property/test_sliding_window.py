@@ -121,6 +121,13 @@ def test_memory_for_logits_is_one_patch_depth_along_the_axis_with_most_tiles() -
         assert max(logits.untyped_storage().nbytes() for _, _, logits in stream) == 3 * 8**3 * 4
 
 
+def test_of_axes_with_as_many_tiles_the_one_with_the_smallest_slab_is_streamed() -> None:
+    """The first one was, whose slab may be larger."""
+    grid = make_grid((21, 24, 22), (8, 8, 8), 0.5)
+    assert len({len(starts) for starts in grid.starts}) == 1
+    assert grid.stream_axis == 1
+
+
 def test_the_slab_of_logits_is_never_in_memory_twice() -> None:
     """Finishing rows made a second slab, which the rows given out kept company with the first."""
     shape = (8, 8, 50)
