@@ -68,7 +68,8 @@ def labels_from_stream(
     chunk, is_regions = _rows_per_chunk(change, column, axis), schema.has_regions
     for _, _, slab in stream:
         for logits in torch.split(slab, chunk, dim=axis + 1):
-            start, stop, found = _finished(_regions if is_regions else _winning_classes, resamplers, logits)
+            decide = _regions if is_regions else _winning_classes
+            start, stop, found = _finished(decide, resamplers, logits, has_other_way=logits.device.type != "cpu")
             if found is not None:
                 numbers = found.cpu().numpy()
                 values = schema.decode_regions(numbers) if is_regions else table[numbers]
@@ -85,13 +86,15 @@ def _rows_per_chunk(change: GridChange, column: Column, axis: int) -> int:
 
 
 def _finished(
-    decide: Callable[[Sequence[SlabResampler], Tensor], Finished], resamplers: Sequence[SlabResampler], logits: Tensor
+    decide: Callable[[Sequence[SlabResampler], Tensor], Finished],
+    resamplers: Sequence[SlabResampler],
+    logits: Tensor,
+    *,
+    has_other_way: bool,
 ) -> Finished:
     """Decide on the logits' own device, or on the CPU where its memory runs out."""
-    if logits.device.type == "cpu":
-        return decide(resamplers, logits)
     states = [resampler.state for resampler in resamplers]
-    found = if_it_fits(lambda: decide(resamplers, logits))
+    found = if_it_fits(lambda: decide(resamplers, logits), has_other_way)
     if found is not None:
         return found
     for resampler, state in zip(resamplers, states, strict=True):

@@ -17,6 +17,9 @@ from autoseg.preprocessing.crop import Box
 # heap was left with gaps of 100 MB (40 classes, tiles of 64^3), and bfloat16 took 3 times as long.
 _BLOCK_VALUES = 2**18
 
+# On other devices every block is work for the processor that starts it; these take 64 MiB.
+_BLOCK_VALUES_ELSEWHERE = 2**24
+
 # Sums in 16 bit go up to 65,504; logits beyond this are as certain as can be, and stay finite.
 _LARGEST_HALF = 6e4
 
@@ -56,21 +59,22 @@ class Sums:
         into, of = self._overlap(start)
         parts = [torch.from_numpy(self._weights[axis][start[axis]][of[axis]]).to(sums.device) for axis in range(3)]
         plane = parts[1][:, None] * parts[2]
-        rows = max(1, _BLOCK_VALUES // plane.numel())
+        block = _BLOCK_VALUES if sums.device.type == "cpu" else _BLOCK_VALUES_ELSEWHERE
+        rows = max(1, block // plane.numel())
         targets = torch.split(sums[(slice(None), *into)], rows, dim=1)
         values = torch.split(logits[(slice(None), *of)], rows, dim=1)
         for target, added, weights in zip(targets, values, torch.split(parts[0], rows), strict=True):
-            self._add_rows(target, added, weights[:, None, None] * plane)
+            self._add_rows(target, added, weights[:, None, None] * plane, block)
 
-    def _add_rows(self, target: Tensor, added: Tensor, weights: Tensor) -> None:
+    def _add_rows(self, target: Tensor, added: Tensor, weights: Tensor, block: int) -> None:
         """Add some rows of a tile, a few classes at a time."""
-        classes = max(1, _BLOCK_VALUES // weights.numel())
+        classes = max(1, block // weights.numel())
         for sums, values in zip(torch.split(target, classes), torch.split(added, classes), strict=True):
             if self._dtype == torch.float32:
                 sums.addcmul_(values.to(sums.device, torch.float32), weights)
             else:
-                weighted = torch.mul(values.to(sums.device), weights)
-                sums.add_(weighted.clamp_(-_LARGEST_HALF, _LARGEST_HALF))
+                # Cut off before they are weighted: then their weighted sum is no larger either.
+                sums.add_(values.to(sums.device).clamp(-_LARGEST_HALF, _LARGEST_HALF) * weights)
 
     def _allocated(self, logits: Tensor) -> Tensor:
         if self._sums is None:

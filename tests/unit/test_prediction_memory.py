@@ -50,13 +50,13 @@ def test_memory_does_not_grow_with_the_length_whichever_axis_is_long(axis: int, 
 def test_memory_of_sums_grows_with_the_cross_section_only_up_to_the_limit() -> None:
     limit = 40_000
     free, held = (
-        [peak_of((24, side, side), (1.0, 1.5, 2.0), most_sums_bytes=most) for side in (24, 48)]
+        [peak_of((24, side, side), (1.0, 1.5, 2.0), most_sums_bytes=most) for side in (20, 40)]
         for most in (2**40, limit)
     )
     # Four times the cross-section: the sums are what grows.
     assert free[1] > 1.5 * free[0]
     assert held[1] < 1.3 * held[0]
-    assert held[0] < free[0]
+    assert held[1] < 0.75 * free[1]
 
 
 def test_columns_are_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,12 +130,12 @@ def test_at_most_three_cases_are_in_memory_however_many_there_are() -> None:
 
 def test_the_map_is_the_same_in_one_column_and_in_many() -> None:
     for dims, spacing in ((3, (2.0, 1.5, 1.0)), (3, (9.0, 1.5, 1.0)), (2, (9.0, 1.5, 1.0))):
-        volume = toy_volume((40, 44, 36), (1.1, 1.0, 2.5))
+        volume = toy_volume((26, 30, 24), (1.1, 1.0, 2.5))
         models = [toy_model(seed=seed, dims=dims, spacing=spacing) for seed in (1, 2)]
         found = [
             Predictor(models, device="cpu", precision="fp32", most_sums_bytes=most, tta=tta)(volume)  # type: ignore[arg-type]
             for tta in ("none", "interleaved")
-            for most in (None, 30_000)
+            for most in (None, 15_000)
         ]
         for whole, divided in (found[:2], found[2:]):
             assert len(np.unique(whole)) > 1

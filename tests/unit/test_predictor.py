@@ -68,6 +68,42 @@ def test_full_mirroring_makes_predictions_equivariant_to_flips() -> None:
             torch.testing.assert_close(flipped, predictor._forward(image), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_interleaved_mirroring_of_a_single_tile_is_the_mean_of_four_passes(dims: int) -> None:
+    volume = toy_volume((7, 8, 8) if dims == 3 else (7, 8, 1), (1.0, 1.5, 2.0))
+    found = {}
+    for tta in ("none", "interleaved", "full"):
+        predictor = Predictor([toy_model(seed=3, dims=dims)], device="cpu", precision="fp32", tta=tta)  # type: ignore[arg-type]
+        with torch.inference_mode():
+            _, stream = predictor.logits(predictor.prepare(volume))
+            found[tta] = torch.cat([logits.clone().flatten() for _, _, logits in stream])
+        assert predictor.num_passes == {"none": 1, "interleaved": 4, "full": 2**dims}[tta]
+    assert not torch.allclose(found["none"], found["interleaved"], atol=1e-3)
+    # In 2D four combinations are all there are.
+    assert torch.allclose(found["interleaved"], found["full"], atol=1e-5) == (dims == 2)
+
+
+@pytest.mark.parametrize("tta", ["none", "interleaved", "full"])
+def test_skipping_empty_tiles_changes_no_label(tta: str) -> None:
+    volume = toy_volume((60, 20, 20), (1.0, 1.5, 2.0))
+    volume.array[:, 12:-12] = 0  # air between two bodies
+    found, passes = [], []
+    for skip_empty in (False, True):
+        predictor = Predictor(
+            [toy_model(seed=1)],
+            device="cpu",
+            precision="fp32",
+            tta=tta,  # type: ignore[arg-type]
+            tile_batch=3,
+            skip_empty=skip_empty,
+        )
+        found.append(predictor(volume))
+        passes.append(predictor.num_passes)
+    assert len(np.unique(found[0])) > 1
+    assert np.array_equal(found[0], found[1])
+    assert passes[1] < 0.8 * passes[0]
+
+
 def test_mirroring_averages_every_combination_once() -> None:
     assert mirror_combinations((0, 2)) == ((), (0,), (2,), (0, 2))
     assert len(mirror_combinations((0, 1, 2))) == 8

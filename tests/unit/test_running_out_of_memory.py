@@ -1,13 +1,17 @@
 """One step back after the other when memory runs out; nothing that is finished is done again."""
 
 import logging
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
+from autoseg.inference.export import Finished, _finished, _winning_classes
 from autoseg.inference.ladder import Ladder, if_it_fits
 from autoseg.inference.sliding_window import make_grid, stream_logits, stream_slabs
+from autoseg.inference.sums import Sums
+from autoseg.preprocessing.resample import SlabResampler, grid_change
 
 SHAPE = (8, 8, 20)
 GRID = make_grid(SHAPE, (4, 4, 4), 0.5)
@@ -119,6 +123,45 @@ def test_other_errors_are_no_want_of_memory() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot"):
         list(stream_logits(broken, IMAGE, GRID, tile_batch=4))
     assert calls == [4]
+
+
+@pytest.mark.parametrize("failing", [{0}, {1, 3}])
+def test_resampling_that_runs_out_of_memory_half_way_is_done_again_on_the_host(failing: set[int]) -> None:
+    """Some classes have taken the rows by then: they must not take them twice."""
+    change = grid_change((8, 6, 5), (12, 9, 4), (1.0, 1.0, 1.0), order=1)
+    logits = torch.randn(3, 8, 6, 5, generator=torch.Generator().manual_seed(0))
+
+    def winners(failing: set[int]) -> Tensor:
+        resamplers = [SlabResampler(change) for _ in range(3)]
+        found = []
+        for number, rows in enumerate(torch.split(logits, 2, dim=1)):
+            to_come = [number in failing]
+
+            def decide(some: Sequence[SlabResampler], rows: Tensor, to_come: list[bool] = to_come) -> Finished:
+                if to_come and to_come.pop():
+                    some[0].push(rows[0])
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return _winning_classes(some, rows)
+
+            found.append(_finished(decide, resamplers, rows, has_other_way=True)[2])
+        return torch.cat([part for part in found if part is not None])
+
+    assert winners(set()).shape == change.new_shape
+    assert torch.equal(winners(failing), winners(set()))
+
+
+def test_sums_that_do_not_fit_on_the_device_are_in_the_memory_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = torch.zeros
+
+    def full(*arguments: object, device: torch.device, **options: object) -> Tensor:
+        if device.type != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return zeros(*arguments, device=device, **options)  # type: ignore[call-overload]
+
+    sums = Sums(GRID, 0.125, GRID.box)
+    monkeypatch.setattr("autoseg.inference.sums.torch.zeros", full)
+    # "meta" stands for a device that this machine does not have.
+    assert sums._allocated(torch.empty(3, 4, 4, 4, device="meta")).device.type == "cpu"
 
 
 @pytest.mark.parametrize(
