@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -55,26 +56,33 @@ class Sums:
 
     def add(self, start: Shape, logits: Tensor) -> None:
         """Add one tile (K, *patch); every row before its own must be finished."""
-        sums = self._allocated(logits)
+        device = self._allocated(logits).device
         into, of = self._overlap(start)
-        parts = [torch.from_numpy(self._weights[axis][start[axis]][of[axis]]).to(sums.device) for axis in range(3)]
+        parts = [torch.from_numpy(self._weights[axis][start[axis]][of[axis]]).to(device) for axis in range(3)]
         plane = parts[1][:, None] * parts[2]
-        block = _BLOCK_VALUES if sums.device.type == "cpu" else _BLOCK_VALUES_ELSEWHERE
-        rows = max(1, block // plane.numel())
-        targets = torch.split(sums[(slice(None), *into)], rows, dim=1)
-        values = torch.split(logits[(slice(None), *of)], rows, dim=1)
-        for target, added, weights in zip(targets, values, torch.split(parts[0], rows), strict=True):
-            self._add_rows(target, added, weights[:, None, None] * plane, block)
+        block = _BLOCK_VALUES if device.type == "cpu" else _BLOCK_VALUES_ELSEWHERE
+        num_rows = max(1, block // plane.numel())
+        num_classes = max(1, block // (num_rows * plane.numel()))
+        for row in range(0, len(parts[0]), num_rows):
+            rows = slice(row, row + num_rows)
+            weights = parts[0][rows, None, None] * plane
+            for index in range(0, len(logits), num_classes):
+                classes = slice(index, index + num_classes)
+                target, values = (classes, *into), logits[(classes, *of)][:, rows]
+                step = partial(self._add_block, target, rows, values, weights)
+                if if_it_fits(step, has_other_way=device.type != "cpu") is None:
+                    self.move_to_host()
+                    step()
 
-    def _add_rows(self, target: Tensor, added: Tensor, weights: Tensor, block: int) -> None:
-        """Add some rows of a tile, a few classes at a time."""
-        classes = max(1, block // weights.numel())
-        for sums, values in zip(torch.split(target, classes), torch.split(added, classes), strict=True):
-            if self._dtype == torch.float32:
-                sums.addcmul_(values.to(sums.device, torch.float32), weights)
-            else:
-                # Cut off before they are weighted: then their weighted sum is no larger either.
-                sums.add_(values.to(sums.device).clamp(-_LARGEST_HALF, _LARGEST_HALF) * weights)
+    def _add_block(self, target: tuple[slice, ...], rows: slice, values: Tensor, weights: Tensor) -> Tensor:
+        """Add some rows and classes of a tile: all of them, or none where memory runs out."""
+        assert self._sums is not None
+        sums = self._sums[target][:, rows]
+        there, weights = values.to(sums.device), weights.to(sums.device)
+        if self._dtype == torch.float32:
+            return sums.addcmul_(there.to(torch.float32), weights)
+        # Cut off before they are weighted: then their weighted sum is no larger either.
+        return sums.add_(there.clamp(-_LARGEST_HALF, _LARGEST_HALF) * weights)
 
     def _allocated(self, logits: Tensor) -> Tensor:
         if self._sums is None:

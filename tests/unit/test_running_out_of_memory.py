@@ -125,6 +125,25 @@ def test_other_errors_are_no_want_of_memory() -> None:
     assert calls == [4]
 
 
+def test_adding_a_tile_that_runs_out_of_memory_half_way_goes_on_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was added stays, and is not added again."""
+    add_block, failing = Sums._add_block, iter([False, False, True, *[False] * 1000])
+
+    def full(self: Sums, *arguments: object) -> Tensor:
+        if next(failing):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return add_block(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("autoseg.inference.sums._BLOCK_VALUES", 16)
+    monkeypatch.setattr(Sums, "_add_block", full)
+    # As if the sums were not on the CPU, from where there is no other way.
+    monkeypatch.setattr("autoseg.inference.sums.if_it_fits", lambda step, has_other_way=True: if_it_fits(step))
+    moved: list[bool] = []
+    monkeypatch.setattr(Sums, "move_to_host", lambda self: moved.append(True))
+    assert torch.equal(predicted(Ladder(lambda tiles, _: list(tiles * 2), 2)), EXPECTED)
+    assert moved == [True]
+
+
 @pytest.mark.parametrize("failing", [{0}, {1, 3}])
 def test_resampling_that_runs_out_of_memory_half_way_is_done_again_on_the_host(failing: set[int]) -> None:
     """Some classes have taken the rows by then: they must not take them twice."""
