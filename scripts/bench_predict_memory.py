@@ -9,7 +9,7 @@ long one; networks have weights at random. Each prediction is a process of its o
 predicts it and writes the label map. Its proportional set size is looked at many times a second; what `import torch`
 takes is taken away, and so are the image as it was read, the prepared image and the label map. What is left must not
 grow with the length. --change is the factor between the volume's spacing and that of the plan (2: the network sees
-half as many voxels along each axis). Writes OUT.json and OUT.md, and prints the table.
+half as many voxels along each axis). Adds a run to OUT.json and OUT.md (tables alone), and prints the table.
 """
 
 from __future__ import annotations
@@ -183,6 +183,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     return markdown(head, lines)
 
 
+def report(runs: list[dict[str, Any]]) -> str:
+    """A table for each run, under its settings."""
+    return "\n\n".join(
+        f"`{' '.join(f'--{key} {value}' for key, value in run['settings'].items())}`\n\n{table(run['results'])}"
+        for run in runs
+    )
+
+
 def main() -> None:
     """Measure, write and print after each volume."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -207,6 +215,11 @@ def main() -> None:
     from autoseg import runtime
 
     rows: list[dict[str, Any]] = []
+    file = wanted.out.with_suffix(".json")
+    runs = json.loads(file.read_text())["runs"] if file.is_file() else []
+    left_out = ("image", "out", "child", "axes", "lengths", "classes")
+    given = {key: str(value) for key, value in vars(wanted).items() if key not in left_out}
+    runs.append({"settings": given, "environment": runtime.environment(), "results": rows})
     with TemporaryDirectory() as name:
         folder = Path(name)
         for num_classes in (int(word) for word in wanted.classes.split(",")):
@@ -226,10 +239,8 @@ def main() -> None:
                 voxels = shape[0] * shape[1] * shape[2]
                 facts = {"classes": num_classes, "shape": shape, "voxels": voxels, "label_bytes": voxels}
                 rows.append(facts | measured(spec))
-                given = {key: str(value) for key, value in vars(wanted).items() if key not in ("image", "out", "child")}
-                content = {"settings": given, "environment": runtime.environment(), "results": rows}
-                wanted.out.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
-                wanted.out.with_suffix(".md").write_text(table(rows) + "\n")
+                file.write_text(json.dumps({"runs": runs}, indent=2) + "\n")
+                wanted.out.with_suffix(".md").write_text(report(runs) + "\n")
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
     print(table(rows))
 
