@@ -9,8 +9,10 @@ from toy_models import SCHEMA, toy_model, toy_volume
 
 from autoseg.domain.dataset import Case, LabelClass, LabelSchema
 from autoseg.errors import ConfigError, DatasetError, DeviceMemoryError, ModelError
+from autoseg.inference.columns import make_columns
 from autoseg.inference.export import labels_from_stream
 from autoseg.inference.predictor import PredictionOutcome, Predictor, predict_cases
+from autoseg.inference.sliding_window import make_grid
 from autoseg.inference.tta import mirror_combinations, mirrored
 from autoseg.io.images import read_image, write_image
 from autoseg.preprocessing.resample import resample_image
@@ -250,3 +252,15 @@ def test_regions_are_streamed_slab_by_slab(spacing: tuple[float, ...], monkeypat
     assert result.dtype == np.uint16
     assert set(np.unique(result)) == {0, 1, 3, 300}
     assert np.mean(result != invert(values, trail)) < 1e-3  # float32 sums in another order may cross 0
+
+    # The same in columns, one after the other into one map.
+    grid = make_grid(logits.shape[1:], (8, 8, 8), 0.5)
+    columns = make_columns(grid, trail.change_back(plan), 2, 4, 3_000)
+    assert len(columns) > 1
+    pieced = None
+    for column in columns:
+        rows = logits[(slice(None), *column.rows)]
+        slabs = iter([(0, rows.shape[grid.stream_axis + 1], rows)])
+        pieced = labels_from_stream(slabs, grid.stream_axis, trail, plan, CROSSING, column=column, into=pieced)
+    assert pieced is not None
+    assert np.mean(pieced != result) < 1e-3
