@@ -30,9 +30,13 @@ def predict(
         str | None, typer.Option("--fold", help="Folds to use: one number, several as 0,1, or all. Default: finished.")
     ] = None,
     tta: Annotated[
-        Literal["none", "full"], typer.Option("--tta", help="Test-time mirroring: none, or every combination of axes.")
+        Literal["none", "interleaved", "full"],
+        typer.Option("--tta", help="Test-time mirroring: none, another one for each tile, or all for every tile."),
     ] = "none",
     overlap: Annotated[float | None, typer.Option("--overlap", min=0.0, max=0.9, help="Of tiles. Default 0.5.")] = None,
+    skip_empty: Annotated[
+        bool, typer.Option("--skip-empty", help="Predict only one of the tiles that show nothing (padding, air).")
+    ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     dicom_seg: Annotated[
@@ -55,6 +59,7 @@ def predict(
         folds=fold,
         tta=tta,
         overlap=overlap,
+        skip_empty=skip_empty,
         device=device,
         precision=precision,
         dicom_seg=dicom_seg,

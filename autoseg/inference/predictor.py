@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +13,25 @@ from torch import Tensor
 
 from autoseg.domain.dataset import Case
 from autoseg.domain.geometry import Geometry, Volume
-from autoseg.domain.plan import Configuration
 from autoseg.errors import ConfigError, DatasetError, ModelError
+from autoseg.inference.columns import Column, make_columns
+from autoseg.inference.empty import SkippingEmpty
 from autoseg.inference.export import LabelMap, labels_from_stream
+from autoseg.inference.fitting import common_settings, default_tile_batch, device_hint, sums_dtype
 from autoseg.inference.inputs import output_ending, require_channels, warn_of_cubes
-from autoseg.inference.outcome import MEMORY_HINT, Attempt, PredictionOutcome, attempt
+from autoseg.inference.interleaved import interleaved
+from autoseg.inference.ladder import Ladder
+from autoseg.inference.line import run_line
+from autoseg.inference.outcome import MEMORY_HINT, PredictionOutcome
 from autoseg.inference.resident import averaged, resident
-from autoseg.inference.sliding_window import make_grid, stream_logits
-from autoseg.inference.tta import Tta, with_mirroring
+from autoseg.inference.sliding_window import (
+    Forward,
+    PlacedForward,
+    TileGrid,
+    make_grid,
+    stream_slabs,
+)
+from autoseg.inference.tta import Tta, mirrors_of, with_mirroring
 from autoseg.io.images import read_case, read_labels, write_labels
 from autoseg.io.maps import IndexMap
 from autoseg.io.model import Model
@@ -34,16 +42,11 @@ from autoseg.runtime import (
     Progress,
     configure_allocator,
     device_memory_errors,
-    one_core_each,
     pick_device,
     pick_precision,
 )
 
-# Voxels of the network's input in one forward pass. On the CPU more only costs memory; small 2D patches are 2 to 3
-# times faster in batches. Source: docs/decisions/0006. The figure for other devices fills one with a 128^3 patch.
-_BATCH_VOXELS = {"cpu": 2**18}
-_BATCH_VOXELS_ELSEWHERE = 2**22
-_MAX_TILE_BATCH = 32
+_CPU = torch.device("cpu")
 
 WriteBeside = Callable[[Case, Path, LabelMap], None]
 """Gets a case, where its label map was written, and the label map."""
@@ -56,9 +59,15 @@ class Predictor:
         models: At least one; their logits are averaged.
         device: See `runtime.pick_device`.
         precision: See `runtime.pick_precision`.
-        tta: "none", or "full": the average over every combination of the plan's mirror axes.
+        tta: "none"; "interleaved": each tile under another combination of the plan's mirror axes, see `interleaved`;
+            or "full": the average over every combination for every tile.
         overlap: Of neighbouring tiles as a fraction of the patch; None takes the plan's.
-        tile_batch: Tiles a forward pass; None chooses by patch and device.
+        tile_batch: Tiles a forward pass; None chooses by patch and device. It becomes less where memory runs out.
+        skip_empty: Whether the network sees only one of the tiles that show nothing, see `SkippingEmpty`.
+        most_sums_bytes: Memory for sums of logits; None chooses, see `make_columns`.
+
+    Attributes:
+        num_passes: Tiles that went through the networks so far.
 
     Raises:
         ConfigError: Device, precision, overlap or tile_batch are not possible.
@@ -75,12 +84,18 @@ class Predictor:
         tta: Tta = "none",
         overlap: float | None = None,
         tile_batch: int | None = None,
+        skip_empty: bool = False,
+        most_sums_bytes: int | None = None,
     ) -> None:
-        self.settings = _common_settings(models)
+        self.settings = common_settings(models)
         self.labels = models[0].card.plan.labels
         self.channels = models[0].card.plan.channels
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
+        self.tta = tta
+        self.skip_empty = skip_empty
+        self.most_sums_bytes = most_sums_bytes
+        self.num_passes = 0
         self.overlap = self.settings.inference.overlap if overlap is None else overlap
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"the overlap must be at least 0 and less than 1, got {self.overlap}")
@@ -88,10 +103,22 @@ class Predictor:
         self.tile_batch = default_tile_batch(network.patch_size, self.device) if tile_batch is None else tile_batch
         if self.tile_batch < 1:
             raise ConfigError(f"at least one tile goes through the network at a time, got {self.tile_batch}")
-        with device_memory_errors(f"{self.device} has too little memory for the networks", _device_hint(self.device)):
-            networks = [resident(model, self.device, self.precision) for model in models]
-        forward = averaged(networks, self.settings, self.device, self.precision)
-        self._forward = with_mirroring(forward, self.settings) if tta == "full" else forward
+        # For the case that the device cannot hold a tile.
+        self._models = () if self.device.type == "cpu" else tuple(models)
+        with device_memory_errors(f"{self.device} has too little memory for the networks", device_hint(self.device)):
+            self._forward = self._load(models, self.device, self.precision)
+
+    def _load(self, models: Sequence[Model], device: torch.device, precision: str) -> Forward:
+        """The networks as one function, without what depends on where a tile lies."""
+        networks = [resident(model, device, precision) for model in models]
+        mean = averaged(networks, self.settings, device, precision)
+
+        def counted(tiles: Tensor) -> Tensor:
+            self.num_passes += len(tiles)
+            return mean(tiles)
+
+        forward = SkippingEmpty(counted) if self.skip_empty else counted
+        return with_mirroring(forward, self.settings) if self.tta == "full" else forward
 
     @property
     def num_channels(self) -> int:
@@ -126,7 +153,9 @@ class Predictor:
     def logits(
         self, prepared: Prepared, previous: IndexMap | None = None
     ) -> tuple[int, Iterator[tuple[int, int, Tensor]]]:
-        """Logits on the prepared grid: the streaming axis, and slabs along it as `stream_logits` gives them.
+        """Logits on the prepared grid: the streaming axis, and slabs along it as `stream_slabs` gives them.
+
+        The slabs are as wide as the image, however large that is; `segment` takes large images in columns.
 
         Args:
             prepared: See `prepare`.
@@ -135,6 +164,11 @@ class Predictor:
         Raises:
             ModelError: It is a cascade and there is no map, or the other way round.
         """
+        self._require_previous(previous)
+        grid = self._grid(prepared)
+        return grid.stream_axis, self._stream(self._ladder(grid), grid, prepared, previous)
+
+    def _require_previous(self, previous: IndexMap | None) -> None:
         stage = self.settings.previous_stage
         if (previous is None) != (stage is None):
             raise ModelError(
@@ -142,16 +176,43 @@ class Predictor:
                 if stage is None
                 else f"this model is a cascade: besides the image it needs the label map of {stage}"
             )
-        grid = make_grid(prepared.image.shape[1:], self.settings.network.patch_size, self.overlap)
-        stream = stream_logits(
-            self._forward,
+
+    def _grid(self, prepared: Prepared) -> TileGrid:
+        return make_grid(prepared.image.shape[1:], self.settings.network.patch_size, self.overlap)
+
+    def _ladder(self, grid: TileGrid) -> Ladder:
+        """The network for the tiles of one image, and what is done when memory runs out."""
+
+        def on_cpu() -> PlacedForward:
+            precision = "fp32" if self.precision == "fp32" else pick_precision("auto", _CPU)
+            return self._placed(self._load(self._models, _CPU, precision), grid)
+
+        is_on_cpu = self.device.type == "cpu"
+        return Ladder(self._placed(self._forward, grid), self.tile_batch, None if is_on_cpu else on_cpu)
+
+    def _placed(self, forward: Forward, grid: TileGrid) -> PlacedForward:
+        mirrors = mirrors_of(self.settings)
+        if self.tta == "interleaved" and mirrors.axes:
+            return interleaved(forward, mirrors, grid, is_regions=self.labels.has_regions)
+        return lambda tiles, _: list(forward(tiles))
+
+    def _stream(
+        self,
+        ladder: Ladder,
+        grid: TileGrid,
+        prepared: Prepared,
+        previous: IndexMap | None,
+        column: Column | None = None,
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        return stream_slabs(
+            ladder,
             torch.from_numpy(prepared.image),
             grid,
             sigma_fraction=self.settings.inference.gaussian_sigma_fraction,
-            tile_batch=self.tile_batch,
             previous=None if previous is None else torch.from_numpy(previous),
+            box=None if column is None else column.rows,
+            sums_dtype=sums_dtype(self.precision),
         )
-        return grid.stream_axis, stream
 
     def previous_map(self, values: NDArray[np.integer], prepared: Prepared) -> IndexMap:
         """Bring the label map of the previous stage, on the file's grid, to that of the prepared image.
@@ -166,11 +227,27 @@ class Predictor:
 
     def segment(self, prepared: Prepared, previous: IndexMap | None = None) -> LabelMap:
         """The second half of a prediction; see `__call__` and `logits`."""
+        self._require_previous(previous)
         patch = self.settings.network.patch_size
         what = f"{self.device} ran out of memory with {self.tile_batch} tiles of {patch} voxels at a time"
-        with device_memory_errors(what, _device_hint(self.device)), torch.inference_mode():
-            axis, stream = self.logits(prepared, previous)
-            return labels_from_stream(stream, axis, prepared.trail, self.settings.preprocess, self.labels)
+        with device_memory_errors(what, device_hint(self.device)), torch.inference_mode():
+            return self._segment(prepared, previous)
+
+    def _segment(self, prepared: Prepared, previous: IndexMap | None) -> LabelMap:
+        grid, trail, plan = self._grid(prepared), prepared.trail, self.settings.preprocess
+        value_bytes = sums_dtype(self.precision).itemsize
+        columns = make_columns(
+            grid, trail.change_back(plan), self.labels.num_outputs, value_bytes, self.most_sums_bytes
+        )
+        ladder = self._ladder(grid)
+        labels: LabelMap | None = None
+        for column in columns:
+            stream = self._stream(ladder, grid, prepared, previous, column)
+            labels = labels_from_stream(stream, grid.stream_axis, trail, plan, self.labels, column=column, into=labels)
+        # What was too much for this image is so for the next.
+        self.tile_batch = ladder.tile_batch
+        assert labels is not None
+        return labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -230,6 +307,7 @@ def predict_cases(
     *,
     tta: Tta = "none",
     overlap: float | None = None,
+    skip_empty: bool = False,
     previous: Sequence[Model] | Mapping[str, Path] | None = None,
     write_beside: WriteBeside | None = None,
     progress: Progress | None = None,
@@ -248,6 +326,7 @@ def predict_cases(
         precision: See `Predictor`.
         tta: See `Predictor`.
         overlap: See `Predictor`; of a cascade, of both stages.
+        skip_empty: See `Predictor`.
         previous: Of a cascade: the models of its previous stage, or label maps that they made before, by case id.
         write_beside: Writes what else is made of a label map, after it.
         progress: One step a case.
@@ -262,82 +341,22 @@ def predict_cases(
     configure_allocator()
 
     def load(members: Sequence[Model]) -> Predictor:
-        return Predictor(members, device=device, precision=precision, tta=tta, overlap=overlap)
+        return Predictor(members, device=device, precision=precision, tta=tta, overlap=overlap, skip_empty=skip_empty)
 
     last = load(models)
     first = previous if previous is None or isinstance(previous, Mapping) else load(previous)
     _require_that_stages_fit(last, first)
-    return _run(Stages(last, first), cases, targets, write_beside, progress or NoProgress())
+    stages = Stages(last, first)
 
+    def segment(ready: Ready) -> tuple[LabelMap, Geometry]:
+        return stages.segment(ready), ready.image.trail.geometry
 
-def _run(
-    stages: Stages,
-    cases: Sequence[Case],
-    targets: Sequence[Path],
-    write_beside: WriteBeside | None,
-    progress: Progress,
-) -> PredictionOutcome:
-    """Read, segment and write in three threads, one case apart."""
-    progress.start("Segmenting", len(cases))
-    written: list[Path] = []
-    failures: list[tuple[str, bool]] = []
-
-    def read(case: Case) -> Attempt[Ready]:
-        return attempt(lambda: stages.read(case))
-
-    def note(case: Case, target: Path, outcome: Attempt[Any]) -> None:
-        if outcome.failure is None:
-            written.append(target)
-        else:
-            failures.append((f"{case.id}: {outcome.failure}", outcome.is_short_of_memory))
-        progress.advance(note=case.id)
-
-    beside = one_core_each()
-    with ThreadPoolExecutor(1, "read", beside) as reader, ThreadPoolExecutor(1, "write", beside) as writer:
-        coming = [reader.submit(read, case) for case in cases[:1]]
-        writing: list[tuple[Case, Path, Future[Attempt[None]]]] = []
-        for number, (case, target) in enumerate(zip(cases, targets, strict=True)):
-            ready = coming.pop().result()
-            coming += [reader.submit(read, later) for later in cases[number + 1 : number + 2]]
-            outcome = _segment(stages, ready)
-            del ready
-            while writing:
-                _note_written(writing.pop(), note)
-            if outcome.value is None:
-                note(case, target, outcome)
-                continue
-            labels, geometry = outcome.value
-            writing.append((case, target, writer.submit(_write, case, target, labels, geometry, write_beside)))
-        while writing:
-            _note_written(writing.pop(), note)
-    progress.finish(f"{len(written)} label maps")
-    num_short_of_memory = sum(is_short for _, is_short in failures)
-    return PredictionOutcome(tuple(written), tuple(text for text, _ in failures), num_short_of_memory)
-
-
-def _note_written(
-    item: tuple[Case, Path, Future[Attempt[None]]], note: Callable[[Case, Path, Attempt[Any]], None]
-) -> None:
-    case, target, future = item
-    note(case, target, future.result())
-
-
-def _segment(stages: Stages, ready: Attempt[Ready]) -> Attempt[tuple[LabelMap, Geometry]]:
-    case = ready.value
-    if case is None:
-        return Attempt(failure=ready.failure, is_short_of_memory=ready.is_short_of_memory)
-    return attempt(lambda: (stages.segment(case), case.image.trail.geometry))
-
-
-def _write(
-    case: Case, target: Path, labels: LabelMap, geometry: Geometry, write_beside: WriteBeside | None
-) -> Attempt[None]:
-    def write() -> None:
-        write_labels(target, labels, geometry)
+    def write(case: Case, target: Path, found: tuple[LabelMap, Geometry]) -> None:
+        write_labels(target, *found)
         if write_beside is not None:
-            write_beside(case, target, labels)
+            write_beside(case, target, found[0])
 
-    return attempt(write)
+    return run_line(cases, targets, stages.read, segment, write, progress or NoProgress())
 
 
 def _refuse_overwriting(cases: Sequence[Case], targets: Sequence[Path]) -> None:
@@ -347,30 +366,6 @@ def _refuse_overwriting(cases: Sequence[Case], targets: Sequence[Path]) -> None:
         raise ConfigError(
             "label maps would overwrite their images", problems=clashes, hint="Choose another folder for --out."
         )
-
-
-def _common_settings(models: Sequence[Model]) -> Configuration:
-    """The configuration that all models share."""
-    if not models:
-        raise ModelError("there is no model to predict with")
-    first = models[0].card
-    for model in models[1:]:
-        card = model.card
-        same = (
-            card.settings.preprocess == first.settings.preprocess
-            and card.settings.network.patch_size == first.settings.network.patch_size
-            and card.settings.inference == first.settings.inference
-            and card.settings.sides == first.settings.sides
-            and card.plan.labels == first.plan.labels
-            and card.plan.channels == first.plan.channels
-        )
-        if not same:
-            raise ModelError(
-                f"{card.configuration} fold {card.fold} of plan {card.digest} and {first.configuration} fold "
-                f"{first.fold} of plan {first.digest} differ in preprocessing, patch, inference or labels",
-                hint="Average folds of one configuration and one plan.",
-            )
-    return first.settings
 
 
 def _require_that_stages_fit(last: Predictor, first: Predictor | Mapping[str, Path] | None) -> None:
@@ -386,13 +381,3 @@ def _require_that_stages_fit(last: Predictor, first: Predictor | Mapping[str, Pa
             "the models of the cascade and of its previous stage have other labels or channels",
             hint="Use two stages of one plan.",
         )
-
-
-def _device_hint(device: torch.device) -> str:
-    return MEMORY_HINT if device.type == "cpu" else "Close other programs on the device, or use --device cpu."
-
-
-def default_tile_batch(patch_size: Sequence[int], device: torch.device) -> int:
-    """Tiles that go through the network at a time unless somebody says otherwise."""
-    budget = _BATCH_VOXELS.get(device.type, _BATCH_VOXELS_ELSEWHERE)
-    return max(1, min(_MAX_TILE_BATCH, budget // prod(patch_size)))

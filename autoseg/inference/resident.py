@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.domain.plan import Configuration
-from autoseg.inference.sliding_window import Forward
+from autoseg.inference.tiles import Forward
 from autoseg.io.model import Model
 from autoseg.network.channels_last import memory_format
 from autoseg.network.norms import Norm
@@ -42,7 +42,8 @@ def for_cpu_in_bf16(network: UNet) -> None:
 def averaged(networks: Sequence[nn.Module], settings: Configuration, device: torch.device, precision: str) -> Forward:
     """The mean logits of the networks, for tiles with three spatial axes on any device.
 
-    Of a cascade the last channel of the tiles is the label map of the previous stage.
+    Of a cascade the last channel of the tiles is the label map of the previous stage. One network's logits are given as
+    it makes them, in 16 bit too; the mean of several is float32.
     """
     dims, is_cascade = settings.network.dims, settings.previous_stage is not None
     is_cast = device.type == "cpu" and precision == "bf16"
@@ -55,11 +56,13 @@ def averaged(networks: Sequence[nn.Module], settings: Configuration, device: tor
         if dims == 2:
             x = x.squeeze(2)
         with autocast(device, "fp32" if is_cast else precision):
-            total: Tensor = networks[0](x).to(torch.float32)
-            # Summed as they come: the outputs of two networks are in memory, however many there are.
-            for network in networks[1:]:
-                total = total.add_(network(x))
-        mean = total if len(networks) == 1 else total.div_(len(networks))
+            mean: Tensor = networks[0](x)
+            if len(networks) > 1:
+                mean = mean.to(torch.float32)
+                # Summed as they come: the outputs of two networks are in memory, however many there are.
+                for network in networks[1:]:
+                    mean = mean.add_(network(x))
+                mean = mean.div_(len(networks))
         return mean.unsqueeze(2) if dims == 2 else mean
 
     return forward

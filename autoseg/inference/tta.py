@@ -1,4 +1,4 @@
-"""Test-time mirroring: the average over predictions of flipped tiles, flipped back."""
+"""Test-time mirroring: predictions of flipped tiles, flipped back, and their average over every combination."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from autoseg.domain.plan import Configuration
-from autoseg.inference.sliding_window import Forward
+from autoseg.inference.tiles import Forward
 
-Tta = Literal["none", "full"]
+Tta = Literal["none", "interleaved", "full"]
+"""One pass a tile; one pass a tile, each under another mirror combination; every combination for every tile."""
 
 
 def mirror_combinations(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -52,6 +53,43 @@ class TileSwap:
         return logits.index_select(1, torch.tensor(self.outputs, device=logits.device))
 
 
+@dataclass(frozen=True, slots=True)
+class Mirrors:
+    """What may be flipped, and how a network's input and output are.
+
+    Attributes:
+        axes: Spatial axes of a tile.
+        swap: What changes places where its axis is flipped; None: nothing.
+    """
+
+    axes: tuple[int, ...]
+    swap: TileSwap | None = None
+
+    def forth(self, tiles: Tensor, flip: Sequence[int]) -> Tensor:
+        """(n, C, *spatial) tiles flipped along some of the axes."""
+        if not flip:
+            return tiles
+        flipped = tiles.flip([axis + 2 for axis in flip])
+        return self.swap.swap_input(flipped) if self.swap is not None and self.swap.axis in flip else flipped
+
+    def back(self, logits: Tensor, flip: Sequence[int]) -> Tensor:
+        """(n, K, *spatial) logits of such tiles as they belong to the tiles themselves."""
+        if not flip:
+            return logits
+        restored = logits.flip([axis + 2 for axis in flip])
+        return self.swap.swap_output(restored) if self.swap is not None and self.swap.axis in flip else restored
+
+
+def mirrors_of(settings: Configuration) -> Mirrors:
+    """What a configuration mirrors at test time; a tile always has three spatial axes."""
+    skipped, sides = 3 - settings.network.dims, settings.sides
+    swap = None
+    if sides is not None and sides.mirror_pairs == "swap":
+        swap = TileSwap(sides.axis + skipped, sides.outputs, () if settings.previous_stage is None else sides.labels)
+    axes = tuple(axis + skipped for axis in settings.mirrored(settings.inference.mirror_axes))
+    return Mirrors(axes, swap)
+
+
 def mirrored(forward: Forward, axes: Sequence[int], swap: TileSwap | None = None) -> Forward:
     """The forward function averaged over all mirror combinations, in float32.
 
@@ -60,28 +98,23 @@ def mirrored(forward: Forward, axes: Sequence[int], swap: TileSwap | None = None
         axes: Spatial axes that may be flipped; none gives `forward` itself.
         swap: What changes places where its axis is flipped; None: nothing.
     """
-    flips = mirror_combinations(axes)[1:]
-    if not flips:
+    mirrors = Mirrors(tuple(axes), swap)
+    flips = mirror_combinations(axes)
+    if len(flips) == 1:
         return forward
 
     def average(tiles: Tensor) -> Tensor:
-        total = forward(tiles).float()
-        for flip in flips:
-            dims = [axis + 2 for axis in flip]
-            flipped = tiles.flip(dims)
-            if swap is not None and swap.axis in flip:
-                total = total + swap.swap_output(forward(swap.swap_input(flipped)).flip(dims))
-            else:
-                total = total + forward(flipped).flip(dims)
-        return total / (len(flips) + 1)
+        # Summed as they come, but not into the first, which is the network's own (perhaps the tiles themselves).
+        total = forward(tiles).to(torch.float32)
+        for number, flip in enumerate(flips[1:]):
+            logits = mirrors.back(forward(mirrors.forth(tiles, flip)), flip)
+            total = total.add_(logits) if number else total + logits
+        return total.div_(len(flips))
 
     return average
 
 
 def with_mirroring(forward: Forward, settings: Configuration) -> Forward:
-    """The forward function averaged over all that a configuration mirrors; a tile always has three spatial axes."""
-    skipped, sides = 3 - settings.network.dims, settings.sides
-    swap = None
-    if sides is not None and sides.mirror_pairs == "swap":
-        swap = TileSwap(sides.axis + skipped, sides.outputs, () if settings.previous_stage is None else sides.labels)
-    return mirrored(forward, [axis + skipped for axis in settings.mirrored(settings.inference.mirror_axes)], swap)
+    """The forward function averaged over all that a configuration mirrors."""
+    mirrors = mirrors_of(settings)
+    return mirrored(forward, mirrors.axes, mirrors.swap)

@@ -16,7 +16,8 @@ from autoseg.domain.fingerprint import Fingerprint
 from autoseg.domain.plan import Configuration, Plan
 from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
-from autoseg.inference.predictor import default_tile_batch
+from autoseg.inference.columns import make_columns
+from autoseg.inference.fitting import default_tile_batch, sums_dtype
 from autoseg.inference.sliding_window import make_grid
 from autoseg.io.files import read_text
 from autoseg.io.run_folder import RunFolder
@@ -31,6 +32,7 @@ from autoseg.planning.memory import (
     prediction_memory,
     training_memory,
 )
+from autoseg.preprocessing.resample import GridChange
 from autoseg.training.trial import TrialResult
 from autoseg.training.validation import FORWARD_FRACTION
 
@@ -238,13 +240,14 @@ def _predicted_prediction(part: Configuration, fingerprint: Fingerprint, target:
     shapes = sorted(prepared_shapes(part.preprocess, fingerprint), key=prod)
     network = part.network
     grid = make_grid(shapes[len(shapes) // 2], network.patch_size, part.inference.overlap)
-    slab = [*grid.padded_shape]
-    slab[grid.stream_axis] = grid.patch_size[grid.stream_axis]
+    # As if nothing were resampled, which adds two rows of the image.
+    unchanged = GridChange(grid.shape, grid.shape, part.preprocess.logits_order)
+    columns = make_columns(grid, unchanged, network.num_classes, sums_dtype(target.precision).itemsize)
     return prediction_memory(
         network,
         count_weights(network) if is_known(network) else summarise(network).parameters,
         grid.padded_shape,
-        prod(slab),
+        max(column.summed_voxels(grid) for column in columns),
         tile_batch=default_tile_batch(network.patch_size, target.device),
         precision=target.precision,
         device_type=target.device.type,

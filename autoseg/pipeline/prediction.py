@@ -39,6 +39,7 @@ def predict(
     folds: str | None = None,
     tta: Tta = "none",
     overlap: float | None = None,
+    skip_empty: bool = False,
     device: str = "auto",
     precision: str = "auto",
     dicom_seg: bool = False,
@@ -57,6 +58,7 @@ def predict(
         folds: Numbers separated by commas, or "all"; by default every finished fold. Their logits are averaged.
         tta: Test-time mirroring.
         overlap: Of tiles; default as the plan says.
+        skip_empty: Whether only one of the tiles that show nothing is predicted.
         device: See `runtime.pick_device`.
         precision: See `runtime.pick_precision`.
         dicom_seg: Also write OUT/X.seg.dcm, a DICOM segmentation object; every input must be a DICOM series.
@@ -84,6 +86,7 @@ def predict(
         precision=precision,
         tta=tta,
         overlap=overlap,
+        skip_empty=skip_empty,
         previous=previous,
         write_beside=_segmentation_writer(models) if dicom_seg else None,
         progress=progress,

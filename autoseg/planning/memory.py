@@ -84,7 +84,7 @@ class PredictionMemory(Value):
     Attributes:
         weights: Of the network.
         features: Of the tiles that go through it at a time.
-        logits: Sums of the tiles' outputs, one patch deep.
+        logits: Sums of the tiles' outputs, one patch deep, of as much of the cross-section as is summed at a time.
         images: Prepared images and label maps, of the case in work and of those before and after it.
         total: All of it, with what the allocator cannot use.
     """
@@ -227,9 +227,11 @@ def prediction_memory(
     )
     finest = (network.decoder_features or network.features_per_stage)[0] * patch_voxels
     numbers = PREDICTED_MAPS * finest + waiting
-    ends = (network.in_channels + network.num_classes) * patch_voxels * (FLOAT32_BYTES + value_bytes)
+    # Tiles come in float32; outputs are taken as the network makes them.
+    ends = patch_voxels * (network.in_channels * (FLOAT32_BYTES + value_bytes) + network.num_classes * value_bytes)
     features = round(tile_batch * (numbers * value_bytes + ends))
-    logits = slab_voxels * network.num_classes * FLOAT32_BYTES
+    # In 16 bit the sums are too; see docs/decisions/0032.
+    logits = slab_voxels * network.num_classes * value_bytes
     images = CASES_AT_ONCE * prod(grid_shape) * (network.in_channels * FLOAT32_BYTES + 1)
     on_device = weights + round((features + logits) * (1 + overheads(device_type, precision).scatter))
     return PredictionMemory(

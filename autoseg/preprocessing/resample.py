@@ -132,10 +132,15 @@ class SlabResampler:
         axis: Spatial axis along which slabs arrive.
         clip_rows: Whether every row is clipped to the range of the input row it was made of. Of use where the rows are
             resampled one by one (order 0 along `axis`).
+        part: The rows that slabs hold and those of the output that are wanted, as two boxes; whole along `axis`. The
+            first must hold what the second is made of. None is the whole grid.
     """
 
-    def __init__(self, change: GridChange, axis: int = 0, *, clip_rows: bool = False) -> None:
+    def __init__(
+        self, change: GridChange, axis: int = 0, *, clip_rows: bool = False, part: tuple[Box, Box] | None = None
+    ) -> None:
         self._axis = axis
+        self._part = part
         self._along = change.operator(axis)
         # The axis that shrinks most goes first: less is left for the other.
         others = sorted(
@@ -148,6 +153,15 @@ class SlabResampler:
         self._first_row = 0
         self._num_pushed = 0
         self._num_done = 0
+
+    @property
+    def state(self) -> tuple[torch.Tensor | None, int, int, int]:
+        """What it remembers of the rows so far: put back, they count as the only ones pushed."""
+        return self._buffer, self._first_row, self._num_pushed, self._num_done
+
+    @state.setter
+    def state(self, state: tuple[torch.Tensor | None, int, int, int]) -> None:
+        self._buffer, self._first_row, self._num_pushed, self._num_done = state
 
     def push(self, slab: torch.Tensor) -> tuple[int, int, torch.Tensor]:
         """Take the next input rows.
@@ -165,7 +179,8 @@ class SlabResampler:
         self._num_pushed += slab.shape[axis]
         rows = self._resample_across(slab, leading)
         if self._buffer is not None:
-            rows = torch.cat((self._buffer, rows), dim=axis)
+            # The slabs may leave their device on the way.
+            rows = torch.cat((self._buffer.to(rows.device), rows), dim=axis)
         start, stop = self._num_done, self._along.rows_ready(self._num_pushed)
         if start == stop:
             self._buffer = rows.clone() if rows is slab else rows
@@ -188,7 +203,11 @@ class SlabResampler:
     def _resample_across(self, slab: torch.Tensor, leading: int) -> torch.Tensor:
         rows = slab
         for other, operator in self._across:
-            rows = operator.apply(rows, leading + other, 0, operator.num_out)
+            if self._part is None:
+                rows = operator.apply(rows, leading + other, 0, operator.num_out)
+            else:
+                held, wanted = self._part[0][other], self._part[1][other]
+                rows = operator.apply(rows, leading + other, wanted.start, wanted.stop, held.start)
         if not self._clip_rows or not self._across:
             return rows
         dims = [leading + other for other in range(3) if other != self._axis]

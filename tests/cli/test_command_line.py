@@ -25,12 +25,14 @@ PLANNING = {"--out", "--preset", "--vram", "--measure", "--step-time", "--add", 
 
 REPAIRING = {"--repair", "--resample-labels", "--replace-nan", "--keep-orientation", "--keep-values", "--keep-empty"}
 
+PREDICTING = {"--out", "--config", "--fold", "--tta", "--overlap", "--skip-empty", "--device", "--precision"}
+
 FROZEN = {
     "demo": set(),
     "check": {"--json", "--html"} | REPAIRING,
     "plan": PLANNING | {"--why", "--fingerprint", "--device", "--precision", "--json"},
     "train": TRAINING | {"--config-file"},
-    "predict": {"--out", "--config", "--fold", "--tta", "--overlap", "--device", "--precision", "--dicom-seg"},
+    "predict": PREDICTING | {"--dicom-seg"},
     "evaluate": {"--json"},
     "report": {"--json"},
     "run": TRAINING | PLANNING,

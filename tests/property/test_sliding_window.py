@@ -2,13 +2,22 @@
 
 import weakref
 from itertools import pairwise
+from math import prod
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.inference.sliding_window import TileGrid, make_grid, profile, stream_logits, tile_starts
+from autoseg.inference.ladder import Ladder
+from autoseg.inference.sliding_window import (
+    TileGrid,
+    make_grid,
+    profile,
+    stream_logits,
+    stream_slabs,
+    tile_starts,
+)
 
 SHAPES = st.tuples(*[st.integers(1, 17)] * 3)
 OVERLAPS = st.sampled_from([0.0, 0.25, 0.5, 0.8])
@@ -121,6 +130,13 @@ def test_memory_for_logits_is_one_patch_depth_along_the_axis_with_most_tiles() -
         assert max(logits.untyped_storage().nbytes() for _, _, logits in stream) == 3 * 8**3 * 4
 
 
+def test_of_axes_with_as_many_tiles_the_one_with_the_smallest_slab_is_streamed() -> None:
+    """The first one was, whose slab may be larger."""
+    grid = make_grid((21, 24, 22), (8, 8, 8), 0.5)
+    assert len({len(starts) for starts in grid.starts}) == 1
+    assert grid.stream_axis == 1
+
+
 def test_the_slab_of_logits_is_never_in_memory_twice() -> None:
     """Finishing rows made a second slab, which the rows given out kept company with the first."""
     shape = (8, 8, 50)
@@ -140,6 +156,40 @@ def test_outputs_of_the_network_are_gone_before_it_runs_again_and_before_rows_ar
     shape = (8, 8, 50)
     for _ in stream_logits(forward, image_of(shape), make_grid(shape, (8, 8, 8), 0.5)):
         assert outputs[-1]() is None
+
+
+def in_16_bit(grid: TileGrid, image: torch.Tensor, forward) -> torch.Tensor:
+    ladder = Ladder(lambda tiles, _: list(forward(tiles)), 2)
+    slabs = stream_slabs(ladder, image, grid, sigma_fraction=0.125, sums_dtype=torch.float16)
+    return torch.cat([logits.clone() for _, _, logits in slabs], dim=grid.stream_axis + 1)
+
+
+@given(shape=SHAPES, patch=SHAPES, overlap=OVERLAPS)
+@settings(max_examples=40)
+def test_sums_in_16_bit_are_rounded_once_an_addition(
+    shape: tuple[int, int, int], patch: tuple[int, int, int], overlap: float
+) -> None:
+    grid, image = make_grid(shape, patch, overlap), image_of(shape)
+    found = in_16_bit(grid, image, classes_of)
+    assert found.dtype == torch.float16
+    # As many additions as tiles hold a voxel, each off by at most half a unit in the last of 11 bits.
+    counts = [
+        max(sum(start <= place < start + side for start in starts) for place in range(size))
+        for starts, side, size in zip(grid.starts, grid.patch_size, grid.padded_shape, strict=True)
+    ]
+    exact = classes_of(image[None])[0]
+    most = prod(counts) * 2**-11 * exact.abs() + 1e-6
+    assert ((found.float() - exact).abs() <= most).all()
+
+
+def test_logits_too_large_for_16_bit_stay_finite_and_win() -> None:
+    def forward(tiles: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tiles * 1e6, -tiles * 1e6], dim=1)
+
+    grid, image = make_grid((9, 9, 9), (4, 4, 4), 0.5), image_of((9, 9, 9))
+    found = in_16_bit(grid, image, forward)
+    assert torch.isfinite(found).all()
+    assert torch.equal(found.argmax(0), (image[0] < 0).long())
 
 
 def test_weights_stay_above_zero_for_any_patch() -> None:

@@ -20,6 +20,7 @@ from autoseg.config import PlanSettings, TrainSettings
 from autoseg.domain.fingerprint import CaseStats, Fingerprint
 from autoseg.domain.plan import Plan
 from autoseg.errors import AutosegError, ConfigError, PlanError
+from autoseg.inference.columns import LEAST_TILES, MOST_SUMS_BYTES
 from autoseg.io.files import write_text
 from autoseg.io.run_folder import RunFolder
 from autoseg.io.store import CaseStore, foreground_locations
@@ -348,6 +349,21 @@ def test_plan_measures_a_real_step_and_writes_the_forecast(tmp_path: Path, capsy
     shown = capsys.readouterr().out
     assert "memory of training, measured" in shown
     assert "forecast" not in (run / "plan.json").read_text().lower()
+
+
+def test_the_sums_of_a_prediction_stay_within_their_limit_however_large_image_and_labels_are(tmp_path: Path) -> None:
+    """The forecast knows that large images are predicted in columns; it said 20 GB for the last of these."""
+    found = []
+    for side in (200, 400, 800):
+        large = fingerprint_of([(1.0, 1.0, 1.0)] * 3, [(side, side, side)] * 3, num_foreground=59)
+        planned = plan_of(large)
+        made = forecast_of(planned, tmp_path, large).configurations["3d_fullres"].prediction
+        network = planned.configurations["3d_fullres"].network
+        tile = 4 * network.num_classes * int(np.prod(network.patch_size))
+        assert made.logits <= max(MOST_SUMS_BYTES, LEAST_TILES * tile)
+        found.append((made.logits, made.images))
+    assert found[2][0] < 2 * found[0][0]
+    assert found[2][1] > 60 * found[0][1]
 
 
 def test_where_a_training_would_run() -> None:

@@ -5,71 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toy_models import SCHEMA, toy_model, toy_volume
 
-from autoseg.domain.dataset import Case, Channel, LabelClass, LabelSchema
-from autoseg.domain.geometry import Geometry, Volume
-from autoseg.domain.plan import (
-    ChannelNormalization,
-    Configuration,
-    InferencePlan,
-    NetworkPlan,
-    Plan,
-    PreprocessPlan,
-    TrainingPlan,
-)
+from autoseg.domain.dataset import Case, LabelClass, LabelSchema
 from autoseg.errors import ConfigError, DatasetError, DeviceMemoryError, ModelError
+from autoseg.inference.columns import make_columns
 from autoseg.inference.export import labels_from_stream
 from autoseg.inference.predictor import PredictionOutcome, Predictor, predict_cases
+from autoseg.inference.sliding_window import make_grid
 from autoseg.inference.tta import mirror_combinations, mirrored
 from autoseg.io.images import read_image, write_image
-from autoseg.io.model import Model, ModelCard
-from autoseg.network.unet import build
 from autoseg.preprocessing.resample import resample_image
 from autoseg.preprocessing.transform import invert
-
-SCHEMA = LabelSchema(classes=(LabelClass(name="low", values=(7,)), LabelClass(name="high", values=(300,))))
-
-
-def toy_model(seed: int = 0, dims: int = 3, spacing: tuple[float, ...] = (2.0, 1.5, 1.0), **network: object) -> Model:
-    settings: dict[str, object] = {
-        "in_channels": 1,
-        "num_classes": 3,
-        "patch_size": (8,) * dims,
-        "features_per_stage": (3, 6),
-        "strides": ((1,) * dims, (2,) * dims),
-        "kernel_sizes": ((3,) * dims,) * 2,
-        "blocks_per_stage_encoder": (1, 1),
-        "blocks_per_stage_decoder": (1,),
-    }
-    configuration = Configuration(
-        preprocess=PreprocessPlan(
-            target_spacing=spacing[-dims:], normalization=(ChannelNormalization(scheme="zscore"),)
-        ),
-        network=NetworkPlan.model_validate(settings | network),
-        training=TrainingPlan(batch_size=2, augmentation={"mirror_axes": tuple(range(dims))}),  # type: ignore[arg-type]
-        inference=InferencePlan(mirror_axes=tuple(range(dims))),
-    )
-    plan = Plan(
-        dataset="toy",
-        preset="default",
-        vram_gb=8,
-        fingerprint_digest="0" * 12,
-        channels=(Channel(name="MR"),),
-        labels=SCHEMA,
-        configurations={"3d_fullres": configuration},
-    )
-    weights = build(configuration.network, seed=seed).state_dict()
-    return Model(weights, ModelCard(plan=plan, configuration="3d_fullres", fold=0, digest=plan.digest()))
-
-
-def toy_volume(shape: tuple[int, int, int] = (13, 18, 9), spacing: tuple[float, ...] = (1.3, 1.0, 3.0)) -> Volume:
-    rng = np.random.default_rng(0)
-    array = np.zeros((1, *shape), np.float32)
-    # A border of zeros is cropped away, and a smooth image keeps class regions larger than a voxel.
-    inner = tuple(slice(1, size - 1) if size > 4 else slice(None) for size in shape)
-    array[(0, *inner)] = rng.normal(size=array[(0, *inner)].shape) + 5
-    affine = np.diag([-spacing[0], spacing[1], -spacing[2], 1.0])
-    return Volume(array, Geometry(shape, affine))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -121,6 +68,42 @@ def test_full_mirroring_makes_predictions_equivariant_to_flips() -> None:
         for axis in range(3):
             flipped = predictor._forward(image.flip(axis + 2)).flip(axis + 2)
             torch.testing.assert_close(flipped, predictor._forward(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_interleaved_mirroring_of_a_single_tile_is_the_mean_of_four_passes(dims: int) -> None:
+    volume = toy_volume((7, 8, 8) if dims == 3 else (7, 8, 1), (1.0, 1.5, 2.0))
+    found = {}
+    for tta in ("none", "interleaved", "full"):
+        predictor = Predictor([toy_model(seed=3, dims=dims)], device="cpu", precision="fp32", tta=tta)  # type: ignore[arg-type]
+        with torch.inference_mode():
+            _, stream = predictor.logits(predictor.prepare(volume))
+            found[tta] = torch.cat([logits.clone().flatten() for _, _, logits in stream])
+        assert predictor.num_passes == {"none": 1, "interleaved": 4, "full": 2**dims}[tta]
+    assert not torch.allclose(found["none"], found["interleaved"], atol=1e-3)
+    # In 2D four combinations are all there are.
+    assert torch.allclose(found["interleaved"], found["full"], atol=1e-5) == (dims == 2)
+
+
+@pytest.mark.parametrize("tta", ["none", "interleaved", "full"])
+def test_skipping_empty_tiles_changes_no_label(tta: str) -> None:
+    volume = toy_volume((60, 20, 20), (1.0, 1.5, 2.0))
+    volume.array[:, 12:-12] = 0  # air between two bodies
+    found, passes = [], []
+    for skip_empty in (False, True):
+        predictor = Predictor(
+            [toy_model(seed=1)],
+            device="cpu",
+            precision="fp32",
+            tta=tta,  # type: ignore[arg-type]
+            tile_batch=3,
+            skip_empty=skip_empty,
+        )
+        found.append(predictor(volume))
+        passes.append(predictor.num_passes)
+    assert len(np.unique(found[0])) > 1
+    assert np.array_equal(found[0], found[1])
+    assert passes[1] < 0.8 * passes[0]
 
 
 def test_mirroring_averages_every_combination_once() -> None:
@@ -203,7 +186,7 @@ def test_a_failing_case_does_not_stop_the_others(tmp_path: Path) -> None:
 TOO_MANY_BYTES = 2**60
 
 
-def exhaust(*_: object) -> None:
+def exhaust(*_: object, **__: object) -> None:
     torch.empty(TOO_MANY_BYTES, dtype=torch.uint8)
 
 
@@ -269,3 +252,15 @@ def test_regions_are_streamed_slab_by_slab(spacing: tuple[float, ...], monkeypat
     assert result.dtype == np.uint16
     assert set(np.unique(result)) == {0, 1, 3, 300}
     assert np.mean(result != invert(values, trail)) < 1e-3  # float32 sums in another order may cross 0
+
+    # The same in columns, one after the other into one map.
+    grid = make_grid(logits.shape[1:], (8, 8, 8), 0.5)
+    columns = make_columns(grid, trail.change_back(plan), 2, 4, 3_000)
+    assert len(columns) > 1
+    pieced = None
+    for column in columns:
+        rows = logits[(slice(None), *column.rows)]
+        slabs = iter([(0, rows.shape[grid.stream_axis + 1], rows)])
+        pieced = labels_from_stream(slabs, grid.stream_axis, trail, plan, CROSSING, column=column, into=pieced)
+    assert pieced is not None
+    assert np.mean(pieced != result) < 1e-3
