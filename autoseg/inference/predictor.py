@@ -55,7 +55,7 @@ class Predictor:
     Args:
         models: At least one; their logits are averaged.
         device: See `runtime.pick_device`.
-        precision: See `runtime.pick_precision`.
+        precision: See `runtime.pick_precision`; "auto" is what the plan says, where it says anything.
         tta: "none", or "full": the average over every combination of the plan's mirror axes.
         overlap: Of neighbouring tiles as a fraction of the patch; None takes the plan's.
         tile_batch: Tiles a forward pass; None chooses by patch and device.
@@ -80,7 +80,8 @@ class Predictor:
         self.labels = models[0].card.plan.labels
         self.channels = models[0].card.plan.channels
         self.device = pick_device(device)
-        self.precision = pick_precision(precision, self.device)
+        wanted = self.settings.inference.precision if precision == "auto" else precision
+        self.precision = pick_precision(wanted, self.device)
         self.overlap = self.settings.inference.overlap if overlap is None else overlap
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"the overlap must be at least 0 and less than 1, got {self.overlap}")
