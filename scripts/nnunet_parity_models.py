@@ -227,12 +227,14 @@ def train(
 ) -> None:
     """Train a fold for some steps; `validates` also predicts for the next stage of a cascade."""
     import torch
+    from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerVanillaAdam1en3
 
     os.environ["nnUNet_n_proc_DA"] = "0"  # augment in this very process
     folder = nnunet_oracle.dataset_folder("nnUNet_preprocessed", number)
     plans = json.loads((folder / f"{plans_name}.json").read_text()) | {"continue_training": False}
-    kind = nnunet_oracle.make_trainer_class()
-    kind.__name__ = "nnUNetTrainer"  # what it trains is: only the length is ours, and nnU-Net finds it by name
+    # nnU-Net's own trainer with Adam, which finds the foreground within a few dozen steps. Called by the name of the
+    # usual one, because nnU-Net looks the trainer up when it predicts.
+    kind = type("nnUNetTrainer", (nnunet_oracle.make_trainer_class(), nnUNetTrainerVanillaAdam1en3), {})
     trainer = kind(plans, configuration, fold, json.loads((folder / "dataset.json").read_text()), torch.device("cpu"))
     history = Path(trainer.output_folder) / "history.json"
     trainer.budget = {"steps": steps, "seconds": None, "epoch_steps": 10, "val_batches": 1, "history": str(history)}

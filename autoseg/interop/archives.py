@@ -16,8 +16,7 @@ MOST_ENTRIES = 100_000
 """An exported model has some tens of files, with all predictions of its cross-validation some thousands."""
 
 LARGEST_RATIO = 100
-"""Unpacked to packed bytes. Trained weights hardly shrink; JSON does by ten to twenty times. Deflate can reach 1032, which
-is of use for bombs only."""
+"""Unpacked to packed bytes. Trained weights hardly shrink, JSON does by ten to twenty times; deflate can reach 1032."""
 
 _RATIO_FROM_BYTES = 1 << 20
 """Smaller files may shrink as they like."""
