@@ -6,7 +6,7 @@ Runs in nnU-Net's environment (see the header of `scripts/nnunet_oracle.py`):
     oracle/bin/python scripts/nnunet_import_golden.py tests/golden/nnunet_models
 
 The trainers, networks and checkpoints are nnU-Net's own; nothing is trained, the weights are random numbers. Each model
-has a small image of its own and, as nnU-Net predicts them with float32 accumulators, logits (of some voxels) and labels.
+has a small image of its own and, as nnU-Net predicts them with float32 accumulators, logits of some voxels and labels.
 """
 
 from __future__ import annotations

@@ -19,6 +19,12 @@ images of its data set's ``imagesTs``, without mirroring and with every mirror c
 Of a cascade both programs' logits are compared on the label maps that stock nnU-Net's previous stage made; for the
 labels each program goes the whole way by itself.
 
+What the plans may also say is tried with the tiny models of the tests: `variants` writes copies of them with other
+plans, to be given to `run`:
+
+    python scripts/nnunet_parity.py variants tests/golden/nnunet_models VARIANTS
+    python scripts/nnunet_parity.py run --results VARIANTS/results --images VARIANTS/raw ...
+
 The table is made of the JSON file:
 
     python scripts/nnunet_parity.py table docs/benchmarks/nnunet-import.json
@@ -29,6 +35,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -91,6 +98,7 @@ def oracle(args: argparse.Namespace) -> None:
         os.environ.setdefault(variable, str(Path(args.out) / "unused"))
     import numpy as np
     import torch
+    from nnunetv2.inference import predict_from_raw_data
     from nnunetv2.inference.export_prediction import export_prediction_from_logits
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
@@ -105,6 +113,9 @@ def oracle(args: argparse.Namespace) -> None:
         "half": float32_predictor(torch.half),
     }
     predictors = {}
+    # Which trainer it was makes no difference to predictions, and nnU-Net may not have it here.
+    find_trainer = predict_from_raw_data.recursive_find_trainer_class_by_name
+    predict_from_raw_data.recursive_find_trainer_class_by_name = lambda name: find_trainer("nnUNetTrainer")
     for name, kind in kinds.items():
         predictors[name] = kind(device=torch.device("cpu"), allow_tqdm=False)
         predictors[name].initialize_from_trained_model_folder(args.model, folds)
@@ -299,6 +310,72 @@ def run(args: argparse.Namespace) -> None:
         Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
 
 
+# --- other plans -----------------------------------------------------------------------------------------------------
+SPLINE, TORCH, NONE = "resample_data_or_seg_to_shape", "resample_torch_fornnunet", "no_resampling_hack"
+
+
+def resampling(function: str, **arguments: Any) -> dict:
+    """Entries of a configuration: images and probabilities are resampled so, labels by the same function."""
+    out: dict[str, Any] = {}
+    for name in ("data", "seg", "probabilities"):
+        own = {} if function == NONE else {"is_seg": name == "seg"} | arguments
+        if function == SPLINE:
+            order = arguments.get("order", 3) if name == "data" else 1
+            own |= {"order": order} | ({"order_z": 0} if name == "seg" else {})
+            if name == "probabilities":
+                own["order_z"] = min(1, arguments.get("order_z", 0))
+        out |= {f"resampling_fn_{name}": function, f"resampling_fn_{name}_kwargs": own}
+    return out
+
+
+VARIANTS: dict[str, tuple[str, dict, dict]] = {
+    # Name: model, changes of the configuration, changes of the plans.
+    "order1": ("anisotropic", resampling(SPLINE, order=1, order_z=0, force_separate_z=None), {}),
+    "order0": ("anisotropic", resampling(SPLINE, order=0, order_z=0, force_separate_z=None), {}),
+    "order_z1": ("anisotropic", resampling(SPLINE, order=3, order_z=1, force_separate_z=None), {}),
+    "order_z3": ("anisotropic", resampling(SPLINE, order=3, order_z=3, force_separate_z=None), {}),
+    "never_apart": ("anisotropic", resampling(SPLINE, order=3, order_z=0, force_separate_z=False), {}),
+    "always_apart": ("cascade", resampling(SPLINE, order=3, order_z=0, force_separate_z=True), {}),
+    "threshold": (
+        "cascade",
+        resampling(SPLINE, order=3, order_z=0, force_separate_z=None, separate_z_anisotropy_threshold=1.2),
+        {},
+    ),
+    "defaults": ("anisotropic", resampling(SPLINE), {}),
+    "torch_apart": ("anisotropic", resampling(TORCH, force_separate_z=None), {}),
+    "torch_linear": ("anisotropic", resampling(TORCH, force_separate_z=None, aniso_axis_mode="linear"), {}),
+    "not_resampled": ("anisotropic", resampling(NONE), {}),
+    "rescaled": ("anisotropic", {"normalization_schemes": ["RescaleTo01Normalization", "NoNormalization"]}, {}),
+    "unmasked": ("anisotropic", {"use_mask_for_norm": [False, False]}, {}),
+    "reoriented_by_itk": ("anisotropic", {}, {"image_reader_writer": "SimpleITKIOWithReorient"}),
+    "reoriented_by_nibabel": ("anisotropic", {}, {"image_reader_writer": "NibabelIOWithReorient"}),
+    "native_by_nibabel": ("regions", {}, {"image_reader_writer": "NibabelIO"}),
+    "transposed": ("regions", {}, {"transpose_forward": [2, 0, 1], "transpose_backward": [1, 2, 0]}),
+    "transposed_slices": ("slices", {}, {"transpose_forward": [2, 0, 1], "transpose_backward": [1, 2, 0]}),
+}
+
+
+def variants(args: argparse.Namespace) -> None:
+    """Write copies of the tiny models with other plans."""
+    out = Path(args.out)
+    for name, (model, configuration, plans) in VARIANTS.items():
+        for folder in sorted((Path(args.models) / model).glob("*__*__*")):
+            if model == "cascade" and "lowres" not in folder.name:
+                continue
+            content = json.loads((folder / "plans.json").read_text())
+            data_set = content["dataset_name"]
+            for entry in content["configurations"].values():
+                entry.update(configuration if "inherits_from" not in entry else {})
+            # The trainer may be one that nnU-Net cannot find here; what it predicts with is the plans.
+            target = out / "results" / f"{data_set}@{name}" / "__".join(["nnUNetTrainer", *folder.name.split("__")[1:]])
+            shutil.copytree(folder, target, dirs_exist_ok=True)
+            (target / "plans.json").write_text(json.dumps(content | plans))
+        images = out / "raw" / data_set / "imagesTs"
+        images.mkdir(parents=True, exist_ok=True)
+        for file in (Path(args.models) / model).glob("case_*.nii.gz"):
+            shutil.copy(file, images)
+
+
 # --- the table -------------------------------------------------------------------------------------------------------
 def line_of(result: dict) -> str:
     """One line a model: the worst over its cases."""
@@ -355,6 +432,10 @@ def main() -> None:
     sub.add_argument("--threads", type=int, default=1)
     sub.add_argument("--only", nargs="*", help="parts of the paths of the models to compare")
     sub.set_defaults(function=run)
+    sub = commands.add_parser("variants", help="copies of the tiny models with other plans")
+    sub.add_argument("models")
+    sub.add_argument("out")
+    sub.set_defaults(function=variants)
     sub = commands.add_parser("table", help="print the table of a JSON file")
     sub.add_argument("json")
     sub.set_defaults(function=table)

@@ -143,7 +143,9 @@ def _refusal(path: Path, problem: UnpicklingError) -> ModelError:
         pass  # an older format, of which only the first name is known
     names = [name for name in names if name not in _ALLOWED_NAMES]
     if not names:
-        return ModelError(f"{path} is refused: it holds other things than tensors, numbers, text and plain containers")
+        return ModelError(
+            f"{path} is refused: it is not what a checkpoint is, tensors, numbers and text in plain containers"
+        )
     return ModelError(
         f"{path} is refused: reading it would run {', '.join(names[:_MOST_NAMED])}, which no checkpoint needs",
         hint="A file that names programs can do anything with this computer. If its origin is beyond doubt, have it "
