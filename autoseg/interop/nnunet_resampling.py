@@ -63,7 +63,6 @@ def resampling_fields(foreign: ForeignConfiguration, problems: list[str]) -> dic
     Returns:
         Fields of the plan; to be left alone where there were problems.
     """
-    is_cascade = foreign.previous_stage is not None
     images = _rule("data", foreign.resampling_fn_data, foreign.resampling_fn_data_kwargs, (0, 1, 3), problems)
     logits = _rule(
         "probabilities",
@@ -72,12 +71,7 @@ def resampling_fields(foreign: ForeignConfiguration, problems: list[str]) -> dic
         (0, 1),
         problems,
     )
-    labels = _rule("seg", foreign.resampling_fn_seg, foreign.resampling_fn_seg_kwargs, (0, 1), problems)
-    if labels.coarse_order != 0 or (is_cascade and foreign.resampling_fn_seg == TORCH):
-        problems.append(
-            f"resampling_fn_seg: label maps resampled by {foreign.resampling_fn_seg} with order_z "
-            f"{labels.coarse_order} cannot be represented"
-        )
+    labels = _label_rule(foreign, problems)
     if images.order is None:
         return {"resamples": False}
     if logits.order is None:
@@ -97,6 +91,20 @@ def resampling_fields(foreign: ForeignConfiguration, problems: list[str]) -> dic
         if rule.separate_axis_ratio != ratio:
             fields[f"{name}_separate_axis_ratio"] = rule.separate_axis_ratio
     return fields
+
+
+def _label_rule(foreign: ForeignConfiguration, problems: list[str]) -> _Rule:
+    """The rule for label maps; without a previous stage predictions do not need it, and it may be another one."""
+    name = foreign.resampling_fn_seg
+    rule = _rule("seg", name, foreign.resampling_fn_seg_kwargs, (0, 1, 3), problems)
+    is_ours = name != TORCH and rule.coarse_order == 0 and rule.order in (None, 0, 1)
+    if is_ours or foreign.previous_stage is None:
+        return rule if is_ours else _Rule(order=1, separate_axis_ratio=rule.separate_axis_ratio)
+    problems.append(
+        f"resampling_fn_seg: what a cascade sees of its previous stage cannot be resampled by {name} with "
+        f"{foreign.resampling_fn_seg_kwargs}"
+    )
+    return _Rule()
 
 
 def _rule(what: str, name: str, given: Mapping[str, Any], orders: tuple[int, ...], problems: list[str]) -> _Rule:
