@@ -1,8 +1,8 @@
 """Checkpoints of other programs, read without running anything that they say.
 
 A `.pth` file is a pickle: a program that is run to get its content. It is read by torch's restricted reader, which
-knows tensors and plain containers. The names of NumPy's numbers, which nnU-Net's logs hold, stand for values of our own
-here, so that nothing of NumPy runs either. Any other name is refused.
+knows tensors and plain containers. The names of NumPy's numbers and arrays, which nnU-Net's logs hold, stand for values
+of our own here, so that nothing of NumPy runs either. Any other name is refused.
 """
 
 from __future__ import annotations
@@ -37,6 +37,17 @@ class _NumberType:
         """Byte order and what else a NumPy type keeps: not needed."""
 
 
+class _Array:
+    """Stands for a NumPy array, which no weights are: its content is dropped."""
+
+    def __setstate__(self, state: object) -> None:
+        """Shape, type and values."""
+
+
+def _array(*_: object) -> _Array:
+    return _Array()
+
+
 def _number(kind: _NumberType, raw: bytes | None = None) -> float | None:
     """A single number; None where it is of another type than those that logs hold."""
     layout = _FORMATS.get(kind.name) if isinstance(kind, _NumberType) else None
@@ -51,6 +62,9 @@ _ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_NumberType, "numpy.dtype"),
     (_number, "numpy.core.multiarray.scalar"),
     (_number, "numpy._core.multiarray.scalar"),
+    (_Array, "numpy.ndarray"),
+    (_array, "numpy.core.multiarray._reconstruct"),
+    (_array, "numpy._core.multiarray._reconstruct"),
 ]
 _ALLOWED_NAMES = {item[1] for item in _ALLOWED if isinstance(item, tuple)}
 

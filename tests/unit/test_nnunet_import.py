@@ -80,6 +80,19 @@ def test_numbers_of_numpy_are_read_without_numpy() -> None:
     assert content["inference_allowed_mirroring_axes"] is None
 
 
+def test_what_else_numpy_leaves_in_logs_is_dropped_unread(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint_final.pth"
+    logged = [np.float64(0.5), np.int64(3), np.bool_(True), np.arange(3), np.array([object()])]
+    torch.save({"logging": logged, "weights": torch.ones(2)}, path)
+    with pytest.raises(ModelError, match="is refused"):
+        read_checkpoint(path)
+    torch.save({"logging": logged[:-1], "weights": torch.ones(2)}, path)
+    content = read_checkpoint(path)
+    assert content["logging"][:3] == [0.5, 3, None]
+    assert not isinstance(content["logging"][3], np.ndarray)
+    assert torch.equal(content["weights"], torch.ones(2))
+
+
 def test_packed_parts_are_refused_because_they_could_be_a_bomb(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint_final.pth"
     source = SLICES / "fold_all" / "checkpoint_final.pth"
@@ -266,7 +279,11 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 def test_weights_without_a_fingerprint_predict_all_the_same_and_licence_files_are_kept(tmp_path: Path) -> None:
     data_set = copy_model("slices", tmp_path)
     (next(data_set.glob("*__*")) / "LICENSE.txt").write_text("For research only.\n")
+    scores = next(data_set.glob("*/fold_all")) / "validation" / "summary.json"
+    scores.parent.mkdir()
+    scores.write_text(json.dumps({"foreground_mean": {"Dice": 0.75}}))
     imported = import_nnunet(data_set, tmp_path / "run")
+    assert read_card(RunFolder(imported.run).fold_folder("2d", "all")).provenance["validation_mean_dice"] == 0.75
     assert not RunFolder(imported.run).fingerprint_file.exists()
     assert imported.licence == "of the model slices\n\nFor research only.\n"
 
