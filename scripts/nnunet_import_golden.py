@@ -312,7 +312,7 @@ def predict(folder: Path, folds: list, files: list[str], out: Path, previous: st
     stored = {}
     for mirroring in ("none", "full"):
         predictors = {}
-        for kind in (nnUNetPredictor, float32_predictor(torch.float32)):
+        for kind in (nnUNetPredictor, float32_predictor()):
             predictor = kind(device=torch.device("cpu"), allow_tqdm=False)
             predictor.initialize_from_trained_model_folder(str(folder), folds)
             predictor.use_mirroring = mirroring == "full" and predictor.allowed_mirroring_axes is not None

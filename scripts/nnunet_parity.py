@@ -16,6 +16,8 @@ images of its data set's ``imagesTs``, without mirroring and with every mirror c
   nnU-Net with float32 accumulators (`Float32Predictor`; stock nnU-Net sums in half precision);
 - labels: Dice a class of the written label maps against stock nnU-Net's.
 
+The same command goes on where it was stopped: models that the JSON file has are not compared again.
+
 Of a cascade both programs' logits are compared on the label maps that stock nnU-Net's previous stage made; for the
 labels each program goes the whole way by itself.
 
@@ -46,33 +48,39 @@ MIRRORINGS = ("none", "full")
 
 
 # --- nnU-Net's side --------------------------------------------------------------------------------------------------
-def float32_predictor(weights_dtype: Any) -> type:
-    """nnU-Net's predictor with sums in float32, and tile weights of a type."""
+def float32_predictor() -> type:
+    """nnU-Net's predictor with sums in float32."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
     class Float32Predictor(nnUNetPredictor):
-        """Nothing else is changed: tiles, weights, mirroring and networks are nnU-Net's."""
+        """Tiles, mirroring and networks are nnU-Net's; weights and sums of tiles are float32.
+
+        Beside them the sums with weights in half precision, as stock nnU-Net has them, summed over the folds in
+        `half_weights` (set it to 0 before a prediction).
+        """
+
+        half_weights: Any = 0
 
         @torch.inference_mode()
         def _internal_predict_sliding_window_return_logits(
             self, data: Any, slicers: Any, do_on_device: bool = True
         ) -> Any:
-            logits = torch.zeros((self.label_manager.num_segmentation_heads, *data.shape[1:]))
-            total = torch.zeros(data.shape[1:])
-            gaussian = compute_gaussian(
-                tuple(self.configuration_manager.patch_size),
-                sigma_scale=1.0 / 8,
-                value_scaling_factor=10,
-                dtype=weights_dtype,
-                device=torch.device("cpu"),
-            )
+            patch = tuple(self.configuration_manager.patch_size)
+            shape = (self.label_manager.num_segmentation_heads, *data.shape[1:])
+            sums = []
+            for dtype in (torch.float32, torch.half):
+                weights = compute_gaussian(patch, 1.0 / 8, 10, dtype=dtype, device=torch.device("cpu"))
+                sums.append((weights.float(), torch.zeros(shape), torch.zeros(shape[1:])))
             for place in slicers:
                 tile = torch.clone(data[place][None], memory_format=torch.contiguous_format)
-                logits[place] += self._internal_maybe_mirror_and_predict(tile)[0] * gaussian
-                total[place[1:]] += gaussian
-            return logits / total
+                output = self._internal_maybe_mirror_and_predict(tile)[0]
+                for weights, logits, total in sums:
+                    logits[place] += output * weights
+                    total[place[1:]] += weights
+            self.half_weights = self.half_weights + sums[1][1] / sums[1][2]
+            return sums[0][1] / sums[0][2]
 
     return Float32Predictor
 
@@ -91,6 +99,12 @@ def tile_of(data: Any, patch: Any) -> Any:
     return tile if len(patch) == 3 else tile[:, :, 0]
 
 
+def middle_of(padded: Any, shape: Any) -> tuple[slice, ...]:
+    """Where an image lies in its padded form, as nnU-Net pads it."""
+    starts = [(have - size) // 2 for have, size in zip(padded, shape, strict=True)]
+    return tuple(slice(start, start + size) for start, size in zip(starts, shape, strict=True))
+
+
 def oracle(args: argparse.Namespace) -> None:
     """Predict some images with nnU-Net: everything that is compared goes to OUT."""
     os.environ.setdefault("nnUNet_def_n_proc", "1")
@@ -107,11 +121,7 @@ def oracle(args: argparse.Namespace) -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     folds = [fold if fold == "all" else int(fold) for fold in args.folds.split(",")]
-    kinds = {
-        "stock": nnUNetPredictor,
-        "float32": float32_predictor(torch.float32),
-        "half": float32_predictor(torch.half),
-    }
+    kinds = {"stock": nnUNetPredictor, "float32": float32_predictor()}
     predictors = {}
     # Which trainer it was makes no difference to predictions, and nnU-Net may not have it here.
     find_trainer = predict_from_raw_data.recursive_find_trainer_class_by_name
@@ -139,9 +149,12 @@ def oracle(args: argparse.Namespace) -> None:
         for mirroring in MIRRORINGS:
             for name, predictor in predictors.items():
                 predictor.use_mirroring = mirroring == "full" and predictor.allowed_mirroring_axes is not None
+                predictor.half_weights = 0
                 logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).float()
                 if name != "stock":
                     stored[f"logits_{name}_{mirroring}"] = logits.numpy()
+                    padded = (predictor.half_weights / len(folds)).numpy()
+                    stored[f"logits_half_{mirroring}"] = padded[middle_of(padded.shape, logits.shape)]
                     continue
                 target = out / mirroring / case
                 target.parent.mkdir(exist_ok=True)
@@ -302,12 +315,16 @@ def run(args: argparse.Namespace) -> None:
     folders = [
         folder for folder in dict.fromkeys(folders) if not args.only or any(part in str(folder) for part in args.only)
     ]
-    results = []
-    for number, folder in enumerate(folders):
+    target = Path(args.json)
+    results = json.loads(target.read_text()) if target.is_file() else []
+    done = {(result["data_set"], result["model"]) for result in results}
+    for folder in folders:
+        if (folder.parent.name, folder.name) in done:
+            continue
         images = Path(args.images) / folder.parent.name.split("@")[0] / "imagesTs"
-        results.append(compare_model(args, folder, Path(args.work) / f"{number}", images))
+        results.append(compare_model(args, folder, Path(args.work) / folder.parent.name / folder.name, images))
         print(line_of(results[-1]), flush=True)
-        Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
+        target.write_text(json.dumps(results, indent=1) + "\n")
 
 
 # --- other plans -----------------------------------------------------------------------------------------------------
