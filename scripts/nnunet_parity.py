@@ -14,7 +14,7 @@ images of its data set's ``imagesTs``, without mirroring and with every mirror c
 - prepared: the image that the network sees, by both preprocessings, relative to its standard deviation;
 - logits: of the whole volume, all folds, on the network's grid, each program from the image file on, against
   nnU-Net with float32 accumulators (`Float32Predictor`; stock nnU-Net sums in half precision);
-- labels: Dice a class of the written label maps against stock nnU-Net's.
+- labels: Dice a class of the written label maps, against stock nnU-Net's and against those of its float32 sums.
 
 The same command goes on where it was stopped: models that the JSON file has are not compared again.
 
@@ -150,16 +150,15 @@ def oracle(args: argparse.Namespace) -> None:
             for name, predictor in predictors.items():
                 predictor.use_mirroring = mirroring == "full" and predictor.allowed_mirroring_axes is not None
                 predictor.half_weights = 0
-                logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).float()
-                if name != "stock":
-                    stored[f"logits_{name}_{mirroring}"] = logits.numpy()
+                logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
+                if name == "float32":
+                    stored[f"logits_float32_{mirroring}"] = logits.numpy()
                     padded = (predictor.half_weights / len(folds)).numpy()
                     stored[f"logits_half_{mirroring}"] = padded[middle_of(padded.shape, logits.shape)]
-                    continue
-                target = out / mirroring / case
-                target.parent.mkdir(exist_ok=True)
+                target = out / name / mirroring / case
+                target.parent.mkdir(parents=True, exist_ok=True)
                 export_prediction_from_logits(
-                    logits.half(), properties, configuration, plans, stock.dataset_json, str(target), False, 1
+                    logits, properties, configuration, plans, stock.dataset_json, str(target), False, 1
                 )
         np.savez(out / f"{case}.npz", **stored)
         print(f"oracle {case}", flush=True)
@@ -252,7 +251,7 @@ def compare_model(args: argparse.Namespace, folder: Path, work: Path, images: Pa
     if models[0].card.settings.previous_stage is not None:
         lowres = folder.with_name(folder.name.replace(configuration, models[0].card.settings.previous_stage))
         predict_by_nnunet(args, lowres, cases, work / "lowres", None)
-        previous_folder = work / "lowres" / "none"
+        previous_folder = work / "lowres" / "stock" / "none"
     predict_by_nnunet(args, folder, cases, work / "oracle", previous_folder)
     predictor = Predictor(models, device="cpu")
     mirrored = {"none": predictor._forward, "full": with_mirroring(predictor._forward, predictor.settings)}
@@ -268,7 +267,7 @@ def compare_model(args: argparse.Namespace, folder: Path, work: Path, images: Pa
     }
     for case in cases:
         with np.load(work / "oracle" / f"{case.id}.npz") as stored:
-            ending = next((work / "oracle" / "none").glob(f"{case.id}.*")).name.removeprefix(case.id)
+            ending = next((work / "oracle" / "stock" / "none").glob(f"{case.id}.*")).name.removeprefix(case.id)
             previous = None if previous_folder is None else previous_folder / f"{case.id}{ending}"
             result["cases"][case.id] = compare_case(predictor, first, case, stored, previous, mirrored)
     for mirroring in MIRRORINGS:
@@ -276,9 +275,10 @@ def compare_model(args: argparse.Namespace, folder: Path, work: Path, images: Pa
         previous_models = load_previous(models)
         predict_cases(models, cases, out, device="cpu", tta=mirroring, previous=previous_models).raise_failures()
         for case in cases:
-            theirs = next((work / "oracle" / mirroring).glob(f"{case.id}.*"))
-            scores = dice_per_class(next(out.glob(f"{case.id}.*")), theirs)
-            result["cases"][case.id][f"dice_{mirroring}"] = scores
+            ours = next(out.glob(f"{case.id}.*"))
+            for name in ("stock", "float32"):
+                theirs = next((work / "oracle" / name / mirroring).glob(f"{case.id}.*"))
+                result["cases"][case.id][f"dice_{name}_{mirroring}"] = dice_per_class(ours, theirs)
     result["seconds"] = round(time.perf_counter() - began, 1)
     return result
 
@@ -402,8 +402,8 @@ def line_of(result: dict) -> str:
         values = [case[key] for case in cases if key in case]
         return f"{max(values):.1e}" if values else "-"
 
-    def dice(mirroring: str) -> str:
-        values = [score for case in cases for score in case[f"dice_{mirroring}"].values()]
+    def dice(name: str, mirroring: str) -> str:
+        values = [score for case in cases for score in case[f"dice_{name}_{mirroring}"].values()]
         return f"{min(values):.5f}" if values else "no foreground"
 
     logits = " | ".join(worst(f"logits_{name}_{mirroring}") for name in ("float32", "half") for mirroring in MIRRORINGS)
@@ -417,17 +417,16 @@ def line_of(result: dict) -> str:
         worst("tile"),
         worst("prepared"),
         logits,
-        dice("none"),
-        dice("full"),
+        *(dice(name, mirroring) for name in ("stock", "float32") for mirroring in MIRRORINGS),
     )
     return f"| {' | '.join(map(str, cells))} |"
 
 
 def table(args: argparse.Namespace) -> None:
     """Print the table of a JSON file."""
-    logits = "logits | mirrored | half weights | mirrored"
-    print(f"| data set | model | folds | cases | tiles | tile | prepared | {logits} | Dice | mirrored |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    logits, dice = "logits | mirrored | half weights | mirrored", "Dice | mirrored | Dice, float32 | mirrored"
+    print(f"| data set | model | folds | cases | tiles | tile | prepared | {logits} | {dice} |")
+    print(f"|{'---|' * 15}")
     for result in json.loads(Path(args.json).read_text()):
         print(line_of(result))
 
