@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from autoseg.domain.network_plan import NetworkPlan
     from autoseg.io.dicom_stack import Series
+    from autoseg.io.model import ModelCard
+    from autoseg.io.run_folder import RunFolder
 
 _NETWORK = "network"
 """Key of the summary of a network, which is shown as a table."""
@@ -77,11 +79,33 @@ def _facts(what: Path | None) -> dict[str, Any]:
                 "patch_size": item.network.patch_size,
                 "batch_size": item.training.batch_size,
                 "finished_folds": run.trained_folds(name),
+                **_origin_facts(run, name),
                 _NETWORK: _network_facts(item.network),
             }
             for name, item in plan.configurations.items()
         },
     }
+
+
+def _origin_facts(run: RunFolder, name: str) -> dict[str, Any]:
+    """Where the first finished fold of a configuration was imported from; empty where it was trained here."""
+    from autoseg.errors import ModelError
+    from autoseg.io.model import read_card
+
+    for fold in run.trained_folds(name)[:1]:
+        try:
+            return _imported_facts(read_card(run.fold_folder(name, fold)))
+        except ModelError:
+            return {}
+    return {}
+
+
+def _imported_facts(card: ModelCard) -> dict[str, Any]:
+    origin = card.provenance
+    if "imported_from" not in origin:
+        return {}
+    known = ("imported_from", "trainer", "plans", "checkpoint", "epochs", "validation_mean_dice", "licence")
+    return {"origin": {key: origin[key] for key in known if origin.get(key) not in (None, "")}}
 
 
 def _image_facts(path: Path) -> dict[str, Any]:
@@ -162,6 +186,7 @@ def _model_facts(folder: Path) -> dict[str, Any]:
         "classes": list(card.plan.labels.names),
         "patch_size": card.settings.network.patch_size,
         "versions": card.versions,
+        **_imported_facts(card),
         _NETWORK: _network_facts(card.settings.network),
     }
 

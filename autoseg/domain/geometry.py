@@ -33,6 +33,7 @@ class Geometry:
         qform: float64 (4, 4) when the file carries a second affine, else None.
         stated: How much of the affine the file states. TIFF stacks state a "spacing" at most and no place in the world,
             often "nothing"; then the spacing is 1.
+        is_stated_beside: Whether a file beside the image states the spacing (TIFF stacks).
 
     Raises:
         GeometryError: The affine is not finite or its axes are degenerate.
@@ -45,6 +46,7 @@ class Geometry:
     qform_code: int = 1
     qform: NDArray[np.float64] | None = field(default=None)
     stated: Literal["place", "spacing", "nothing"] = "place"
+    is_stated_beside: bool = False
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -66,6 +68,12 @@ class Geometry:
         """Voxel size along the file's axes (I, J, K) in millimetres."""
         lengths = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
         return (float(lengths[0]), float(lengths[1]), float(lengths[2]))
+
+    @property
+    def spacing_beside_mm(self) -> tuple[float, float, float]:
+        """Voxel size, without what TIFF stacks state inside themselves: 1 where no file beside them states it."""
+        is_inside = self.stated == "spacing" and not self.is_stated_beside
+        return (1.0, 1.0, 1.0) if is_inside else self.spacing_mm
 
 
 @dataclass(frozen=True, slots=True, eq=False)

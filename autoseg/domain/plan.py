@@ -12,8 +12,29 @@ from pydantic import Field, field_validator, model_validator
 
 from autoseg.domain.dataset import Channel, LabelSchema
 from autoseg.domain.network_plan import Floats, Ints, NetworkPlan
+from autoseg.domain.preprocess_plan import ChannelNormalization, NormalizationScheme, PreprocessPlan
 from autoseg.domain.sides import Sides
 from autoseg.domain.values import GrownValue, Value, digest_of
+
+__all__ = [
+    "CASCADE",
+    "FLAT",
+    "FULLRES",
+    "LOWRES",
+    "PLANNED_NAMES",
+    "AugmentationPlan",
+    "ChannelNormalization",
+    "Configuration",
+    "Decision",
+    "InferencePlan",
+    "NetworkPlan",
+    "NormalizationScheme",
+    "Optimiser",
+    "Override",
+    "Plan",
+    "PreprocessPlan",
+    "TrainingPlan",
+]
 
 SCHEMA_VERSION = 2
 
@@ -25,74 +46,6 @@ _CONFIGURATION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """Configurations name folders."""
 
 Optimiser = Literal["sgd", "adamw", "muon"]
-
-NormalizationScheme = Literal["zscore", "ct", "none", "rescale", "rgb"]
-
-
-class ChannelNormalization(Value):
-    """How one channel's intensities are scaled.
-
-    Attributes:
-        scheme: "zscore" per image; "ct": clip to [lower, upper], subtract mean, divide by std (all of the data set's
-            foreground); "none"; "rescale": per image to 0 ... 1; "rgb": divide by 255.
-        use_mask: z-score over the non-zero mask only, the rest stays 0.
-    """
-
-    scheme: NormalizationScheme
-    use_mask: bool = False
-    mean: float | None = None
-    std: float | None = None
-    lower: float | None = None
-    upper: float | None = None
-
-    @model_validator(mode="after")
-    def _ct_has_numbers(self) -> Self:
-        if self.scheme == "ct" and None in (self.mean, self.std, self.lower, self.upper):
-            raise ValueError("scheme 'ct' needs mean, std, lower and upper")
-        return self
-
-
-class PreprocessPlan(Value):
-    """How an image becomes the network's input.
-
-    Attributes:
-        orientation: "RAS": reorient to closest canonical first; "native": keep the file's axes (imported models).
-        axis_order: Network axis a is canonical axis ``axis_order[a]``; (2, 1, 0) is Z, Y, X.
-        target_spacing: Millimetres in network axis order; two entries (in-plane) where slices are not resampled (2D).
-        normalization: One per channel.
-        crop_to_nonzero: Whether the box around non-zero voxels is cut out first.
-        image_order: Spline order for images.
-        label_order: Spline order for labels, per class.
-        logits_order: Spline order on the way back.
-        separate_axis_ratio: Above this spacing ratio the coarse axis is resampled on its own with order 0.
-    """
-
-    orientation: Literal["RAS", "native"] = "RAS"
-    axis_order: tuple[int, int, int] = (2, 1, 0)
-    target_spacing: Floats
-    normalization: tuple[ChannelNormalization, ...]
-    crop_to_nonzero: bool = True
-    image_order: int = 3
-    label_order: int = 1
-    logits_order: int = 1
-    separate_axis_ratio: float = 3.0
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> Self:
-        if sorted(self.axis_order) != [0, 1, 2]:
-            raise ValueError(f"axis_order must be a permutation of 0, 1, 2, got {self.axis_order}")
-        if len(self.target_spacing) not in (2, 3) or any(not value > 0 for value in self.target_spacing):
-            raise ValueError(f"target_spacing needs 2 or 3 positive entries, got {self.target_spacing}")
-        return self
-
-    @property
-    def is_in_slices(self) -> bool:
-        """Whether networks see slices across the first axis, which is not resampled (2D)."""
-        return len(self.target_spacing) == 2
-
-    def digest(self) -> str:
-        """Name of this preprocessing."""
-        return digest_of(self.model_dump(mode="json"))
 
 
 class AugmentationPlan(GrownValue):
@@ -214,18 +167,23 @@ class TrainingPlan(GrownValue):
     supervision_weights: Floats = ()
 
 
-class InferencePlan(Value):
+class InferencePlan(GrownValue):
     """How predictions are put together.
 
     Attributes:
         overlap: Overlap of neighbouring tiles as a fraction of the patch.
         gaussian_sigma_fraction: Sigma of the tile weight as a fraction of the patch.
         mirror_axes: Axes that test-time mirroring may flip; for that from left to right see `Configuration.sides`.
+        precision: What "auto" stands for: "auto" what the device does well, or a precision. Models of other programs
+            predict in fp32, so that they predict as they did there.
     """
+
+    LATER_FIELDS: ClassVar[tuple[str, ...]] = ("precision",)
 
     overlap: float = Field(default=0.5, ge=0, lt=1)
     gaussian_sigma_fraction: float = 0.125
     mirror_axes: Ints = (0, 1, 2)
+    precision: Literal["auto", "fp32"] = "auto"
 
 
 class Configuration(GrownValue):

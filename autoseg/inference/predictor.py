@@ -58,7 +58,7 @@ class Predictor:
     Args:
         models: At least one; their logits are averaged.
         device: See `runtime.pick_device`.
-        precision: See `runtime.pick_precision`.
+        precision: See `runtime.pick_precision`; "auto" is what the plan says, where it says anything.
         tta: "none"; "interleaved": each tile under another combination of the plan's mirror axes, see `interleaved`;
             or "full": the average over every combination for every tile.
         overlap: Of neighbouring tiles as a fraction of the patch; None takes the plan's.
@@ -91,7 +91,8 @@ class Predictor:
         self.labels = models[0].card.plan.labels
         self.channels = models[0].card.plan.channels
         self.device = pick_device(device)
-        self.precision = pick_precision(precision, self.device)
+        wanted = self.settings.inference.precision if precision == "auto" else precision
+        self.precision = pick_precision(wanted, self.device)
         self.tta = tta
         self.skip_empty = skip_empty
         self.most_sums_bytes = most_sums_bytes

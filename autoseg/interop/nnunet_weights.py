@@ -35,7 +35,7 @@ def from_nnunet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return coarsest - int(match["index"])
 
     encoder, decoder = r"encoder\.stages\.(?P<stage>\d+)\.", r"decoder\.{}\.(?P<index>\d+)\."
-    leaf = r"(?P<part>conv|norm)\.(?P<leaf>weight|bias)"
+    leaf = r"(?P<part>conv|norm)\.(?P<leaf>weight|bias|running_mean|running_var)"
     rules: tuple[Rule, ...] = (
         (re.compile(rf"encoder\.stem\.convs\.0\.{leaf}"), lambda m: f"stem.{m['part']}.{m['leaf']}"),
         (

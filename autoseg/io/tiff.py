@@ -19,7 +19,7 @@ from autoseg.errors import DatasetError
 from autoseg.io.content import broken, require_room
 from autoseg.io.files import atomic_path
 from autoseg.io.header import ImageHeader
-from autoseg.io.tiff_spacing import refuse_entities, stated_spacing
+from autoseg.io.tiff_spacing import refuse_entities, stated_spacing, stating_sidecars
 
 _STACK_AXES = "ZIQ"
 """tifffile's letters for depth, and for pages that nothing is said about."""
@@ -125,7 +125,12 @@ def _header(path: Path, file: tifffile.TiffFile, series: tifffile.TiffPageSeries
         return ImageHeader(picture_geometry(columns, rows), components, str(series.dtype), is_colour)
     spacing = stated_spacing(path, file)
     affine = np.diag([*(spacing or (1.0, 1.0, 1.0)), 1.0])
-    geometry = Geometry((columns, rows, stack), affine, stated="nothing" if spacing is None else "spacing")
+    geometry = Geometry(
+        (columns, rows, stack),
+        affine,
+        stated="nothing" if spacing is None else "spacing",
+        is_stated_beside=bool(stating_sidecars(path)),
+    )
     return ImageHeader(geometry, components, str(series.dtype), is_colour)
 
 

@@ -188,10 +188,10 @@ def _earlier_plan(run_folder: RunFolder) -> dict[str, Any]:
 
 def _refuse_models_of_another_plan(run_folder: RunFolder, planned: Plan) -> None:
     others = []
-    for file in sorted(run_folder.models_folder.glob("*/fold_*/run.json")):
-        fold = file.parent
+    for fold in sorted(run_folder.models_folder.glob("*/fold_*")):
         # What somebody added or changed for one configuration of their own does not concern models of others.
-        if read_json(file).get("plan_digest") != planned.digest(fold.parent.name):
+        found = _plan_digest_of(fold)
+        if found is not None and found != planned.digest(fold.parent.name):
             others.append(str(fold))
     if others:
         raise PlanError(
@@ -199,6 +199,14 @@ def _refuse_models_of_another_plan(run_folder: RunFolder, planned: Plan) -> None
             problems=others,
             hint="Plan into another folder, or delete these models first.",
         )
+
+
+def _plan_digest_of(fold: Path) -> str | None:
+    """The plan that a fold was trained with, or imported with; None where nothing says it."""
+    for name, key in (("run.json", "plan_digest"), ("weights.json", "digest")):
+        if (fold / name).is_file():
+            return str(read_json(fold / name).get(key))
+    return None
 
 
 def _write_splits(

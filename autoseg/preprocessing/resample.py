@@ -29,6 +29,9 @@ SEPARATE_AXIS_RATIO = 3.0
 LABEL_THRESHOLD = 0.5
 """Part of an output voxel that a class must fill to take it. Source: nnU-Net v2."""
 
+# Spacings this close are one: an oblique affine gives them with rounding errors of float32.
+_SAME_SPACING_FRACTION = 1e-6
+
 # Products of three float32 weights: a class that fills exactly half of a voxel may come out this much less.
 _LABEL_TOLERANCE = 1e-6
 
@@ -38,14 +41,16 @@ _SLAB_BYTES = 4 * 2**20
 
 
 def output_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> Shape:
-    """Voxels after resampling: round(n * old / new) along each axis, at least 1.
+    """Voxels after resampling: round(old / new * n) along each axis, at least 1.
+
+    In this very order of operations, so that halves are rounded as in nnU-Net.
 
     Args:
         shape: Voxels now.
         spacing: Millimetres now, same axis order.
         target: Millimetres wanted.
     """
-    sizes = [max(1, round(n * old / new)) for n, old, new in zip(shape, spacing, target, strict=True)]
+    sizes = [max(1, round(old / new * n)) for n, old, new in zip(shape, spacing, target, strict=True)]
     return (sizes[0], sizes[1], sizes[2])
 
 
@@ -64,7 +69,7 @@ def coarse_axis(spacing: Sequence[float], target: Sequence[float], ratio: float 
     for candidate in (spacing, target):
         largest = max(candidate)
         if largest / min(candidate) > ratio:
-            axes = [axis for axis, value in enumerate(candidate) if value == largest]
+            axes = [axis for axis, value in enumerate(candidate) if value >= largest * (1 - _SAME_SPACING_FRACTION)]
             return axes[0] if len(axes) == 1 else None
     return None
 
@@ -77,13 +82,15 @@ class GridChange:
         shape: Voxels before.
         new_shape: Voxels after.
         order: Spline order along all axes but the coarse one.
-        coarse_axis: The axis that gets order 0, or None.
+        coarse_axis: The axis that is resampled on its own, or None.
+        coarse_order: Spline order along that axis.
     """
 
     shape: Shape
     new_shape: Shape
     order: int
     coarse_axis: int | None = None
+    coarse_order: int = 0
 
     @property
     def is_identity(self) -> bool:
@@ -92,7 +99,7 @@ class GridChange:
 
     def operator(self, axis: int) -> AxisOperator:
         """The operator along one axis."""
-        order = 0 if axis == self.coarse_axis else self.order
+        order = self.coarse_order if axis == self.coarse_axis else self.order
         return axis_operator(self.shape[axis], self.new_shape[axis], order)
 
 
@@ -104,6 +111,7 @@ def grid_change(
     *,
     order: int,
     separate_axis_ratio: float = SEPARATE_AXIS_RATIO,
+    coarse_order: int = 0,
 ) -> GridChange:
     """The change from one grid to another.
 
@@ -114,12 +122,13 @@ def grid_change(
         target: Millimetres wanted after; by default those that follow from the shapes.
         order: Spline order.
         separate_axis_ratio: See `coarse_axis`.
+        coarse_order: Spline order along the coarse axis.
     """
     old, new = tuple(int(size) for size in shape), tuple(int(size) for size in new_shape)
     if target is None:
         target = [mm * n / m for mm, n, m in zip(spacing, old, new, strict=True)]
     coarse = coarse_axis(spacing, target, separate_axis_ratio)
-    return GridChange((old[0], old[1], old[2]), (new[0], new[1], new[2]), order, coarse)
+    return GridChange((old[0], old[1], old[2]), (new[0], new[1], new[2]), order, coarse, coarse_order)
 
 
 class SlabResampler:

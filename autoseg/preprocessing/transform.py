@@ -29,7 +29,7 @@ from autoseg.preprocessing.resample import (
     resample_labels,
 )
 
-PREPROCESSING_VERSION = 1
+PREPROCESSING_VERSION = 2
 """Raised whenever the same plan gives other arrays, so that no cache of older code is used."""
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -93,7 +93,8 @@ class Trail:
             self.planned_spacing_mm,
             self.source_spacing_mm,
             order=plan.logits_order,
-            separate_axis_ratio=plan.separate_axis_ratio,
+            separate_axis_ratio=_chosen(plan.logits_separate_axis_ratio, plan.separate_axis_ratio),
+            coarse_order=plan.logits_coarse_order,
         )
 
 
@@ -176,7 +177,7 @@ def prepare_labels(
         trail.source_spacing_mm,
         trail.planned_spacing_mm,
         order=plan.label_order,
-        separate_axis_ratio=plan.separate_axis_ratio,
+        separate_axis_ratio=_chosen(plan.label_separate_axis_ratio, plan.separate_axis_ratio),
         device=device,
     )
 
@@ -245,6 +246,10 @@ def _to_network_axes(
     return turned
 
 
+def _chosen(own: float | None, common: float) -> float:
+    return common if own is None else own
+
+
 def _triple(values: Iterable[Item]) -> tuple[Item, Item, Item]:
     first, second, third = values
     return (first, second, third)
@@ -266,10 +271,11 @@ def _make_trail(
     box = nonzero_box(any_nonzero(array)) if plan.crop_to_nonzero else whole
     crop_shape: Shape = _triple(part.stop - part.start for part in box)
     file_axes, _ = _axes_and_flips(orientation, plan.axis_order)
-    source: Spacing = _triple(geometry.spacing_mm[axis] for axis in file_axes)
+    spacing = geometry.spacing_mm if plan.trusts_tiff_spacing else geometry.spacing_beside_mm
+    source: Spacing = _triple(spacing[axis] for axis in file_axes)
     # Two entries: slices are not resampled across their plane.
     planned: Spacing = _triple((source[:1] if len(plan.target_spacing) == 2 else ()) + plan.target_spacing)
-    resampled = output_shape(crop_shape, source, planned)
+    resampled = output_shape(crop_shape, source, planned) if plan.resamples else crop_shape
     effective = _triple(mm * old / new for mm, old, new in zip(source, crop_shape, resampled, strict=True))
     return Trail(
         geometry=geometry,
@@ -302,6 +308,7 @@ def _prepare_image(
         trail.planned_spacing_mm,
         order=plan.image_order,
         separate_axis_ratio=plan.separate_axis_ratio,
+        coarse_order=plan.image_coarse_order,
     )
     image = np.empty((len(plan.normalization), *trail.resampled_shape), np.float32)
     image[[number for number in range(len(image)) if number not in channels]] = 0

@@ -18,7 +18,7 @@ from torch import Tensor
 from autoseg import machine, runtime
 from autoseg.domain.plan import Configuration
 from autoseg.errors import DeviceMemoryError
-from autoseg.inference.predictor import default_tile_batch
+from autoseg.inference.fitting import default_tile_batch
 from autoseg.inference.sliding_window import Forward, TileGrid, make_grid, stream_logits
 from autoseg.network import channels_last
 from autoseg.preprocessing.previous import one_hot

@@ -36,6 +36,7 @@ FROZEN = {
     "evaluate": {"--json"},
     "report": {"--json"},
     "run": TRAINING | PLANNING,
+    "import nnunet": {"--out", "--checkpoint"},
     "info": {"--json"},
 }
 
@@ -44,9 +45,13 @@ def declared_options() -> dict[str, set[str]]:
     import typer
 
     group = typer.main.get_command(app)
+    commands = {}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        commands |= {name: command} if inner is None else {f"{name} {sub}": inner[sub] for sub in inner}
     return {
         name: {word for item in command.params for word in item.opts if word.startswith("--")}
-        for name, command in group.commands.items()  # type: ignore[attr-defined]
+        for name, command in commands.items()
     }
 
 

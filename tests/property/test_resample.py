@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from skimage.transform import resize
 
 from autoseg.domain.dataset import IGNORE_INDEX
+from autoseg.domain.preprocess_plan import NEVER_SEPARATE
 from autoseg.preprocessing.resample import (
     GridChange,
     SlabResampler,
     coarse_axis,
     grid_change,
     output_shape,
+    resample_channel,
     resample_image,
     resample_labels,
 )
@@ -307,3 +309,34 @@ def test_the_ignore_index_is_resampled_like_a_class() -> None:
     got = resample_labels(labels, (8, 8, 8), ISOTROPIC)
     assert (got[:4] == IGNORE_INDEX).all()
     assert (got[4:] == 0).all()
+
+
+def test_the_new_size_rounds_halves_as_nnunet_does() -> None:
+    """35 voxels of 0.7 mm at 1.4 mm are 17.5: nnU-Net divides the spacings first, which is exact here."""
+    assert output_shape((35, 35, 35), (0.7, 0.7, 0.7), (1.4, 1.4, 1.4)) == (18, 18, 18)
+
+
+def test_two_axes_that_an_oblique_affine_makes_unequal_by_rounding_are_equally_coarse() -> None:
+    assert coarse_axis((0.24, 1.25, 1.25 * (1 + 2e-7)), (1.0, 1.0, 1.0)) is None
+    assert coarse_axis((0.24, 1.25, 1.26), (1.0, 1.0, 1.0)) == 2
+
+
+def test_a_coarse_axis_of_the_same_order_is_resampled_like_the_others() -> None:
+    array = np.random.default_rng(3).normal(size=(5, 12, 9)).astype(np.float32)
+    spacing, target = (5.0, 1.0, 1.0), (3.0, 0.8, 1.3)
+    new_shape = output_shape(array.shape, spacing, target)
+    results = []
+    for ratio, coarse_order in ((3.0, 1), (NEVER_SEPARATE, 0)):
+        change = grid_change(
+            array.shape, new_shape, spacing, target, order=1, separate_axis_ratio=ratio, coarse_order=coarse_order
+        )
+        out = np.empty(new_shape, np.float32)
+        resample_channel(array, out, change)
+        results.append(out)
+        assert change.coarse_axis == (0 if coarse_order else None)
+    np.testing.assert_allclose(results[0], results[1], atol=1e-6)
+
+
+def test_ratio_zero_takes_the_coarsest_axis_of_any_image_apart() -> None:
+    assert coarse_axis((1.0, 1.1, 1.0), (9.0, 1.0, 1.0), 0.0) == 1
+    assert coarse_axis((1.0, 1.0, 1.0), (9.0, 1.0, 1.0), 0.0) is None
