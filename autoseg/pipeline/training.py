@@ -20,6 +20,8 @@ from autoseg.pipeline.cascade import FoldName, OutOfFold, out_of_fold, prepare_m
 from autoseg.pipeline.cases import SILENT, map_cases
 from autoseg.pipeline.disk import DiskGuard, most_bytes
 from autoseg.pipeline.folds import require_fitting
+from autoseg.pipeline.forecast import earlier_forecast
+from autoseg.pipeline.host import Target
 from autoseg.pipeline.needs import preparing_bytes
 from autoseg.pipeline.pretrained import load_pretrained
 from autoseg.pipeline.tasks import Done, Preparing
@@ -213,6 +215,7 @@ def _train_one(
             checkpoint_interval_s=settings.checkpoint_interval_s,
             log=settings.log,
             pretrained=_pretrained(settings, planned, name, number, run_folder),
+            planned_speed=_planned_speed(run_folder, settings),
         ),
         progress,
         previous,
@@ -231,6 +234,12 @@ def _train_one(
         validation_s=max(0.0, time.monotonic() - started - (best.seconds if best else 0.0)),
         best=best,
     )
+
+
+def _planned_speed(run_folder: RunFolder, settings: TrainSettings) -> float | None:
+    """Operations a second by which the plan foresaw its steps, where it was made on this machine."""
+    found = earlier_forecast(run_folder, Target.of(settings))
+    return None if found is None else found.flops_per_second
 
 
 def _with_training_overrides(planned: Plan, assignments: Sequence[str]) -> Plan:

@@ -56,6 +56,7 @@ class TrainSettings:
         prefetch: Steps read ahead by a thread; 0: none.
         log: Where to log besides metrics.jsonl; names of `loggers.PACKAGES`.
         pretrained: A model whose weights the training begins with where they fit.
+        planned_speed: Operations a second by which the plan foresaw its steps on this machine; None: not known.
     """
 
     num_epochs: int | None = None
@@ -68,6 +69,7 @@ class TrainSettings:
     prefetch: int = PREFETCH_STEPS
     log: tuple[str, ...] = ()
     pretrained: Model | None = None
+    planned_speed: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_epochs is not None and self.time_budget_s is not None:
