@@ -196,6 +196,7 @@ class WholeLooks:
                     previous=previous,
                 )
                 for start, stop, logits in stream:
+                    self.check()  # a large case takes long
                     rows = truth.narrow(grid.stream_axis, start, stop - start).to(logits.device)[None]
                     found = self._agreement(logits[None], rows, known)
                     total = found if total is None else total + found
