@@ -16,7 +16,7 @@ from autoseg.errors import AutosegError, ModelError
 from autoseg.io.files import atomic_path, file_digest, read_text, write_text
 from autoseg.io.tensors import read_tensors, write_tensors
 from autoseg.training.pretrained import Pretrained
-from autoseg.training.schedule import STRAIGHT, Course
+from autoseg.training.schedule import STEP_SMOOTHING, STRAIGHT, Course
 
 log = logging.getLogger("autoseg")
 
@@ -110,6 +110,30 @@ class Counters(Value):
         """Mean loss of this epoch's steps; None where all of them were skipped."""
         counted = self.epoch_steps - self.epoch_bad_steps
         return self.epoch_loss_sum / counted if counted else None
+
+    def after_step(self, loss: float, fraction: float, now_s: float, took_s: float) -> Counters:
+        """Where the training is after one more step.
+
+        Args:
+            loss: What counts of its loss: 0 where it was skipped.
+            fraction: See `Pace`.
+            now_s: Seconds used.
+            took_s: Seconds of the step.
+        """
+        # The first step is slower than all others.
+        step_s = took_s if self.step <= 1 else (1 - STEP_SMOOTHING) * self.step_s + STEP_SMOOTHING * took_s
+        return self.model_copy(
+            update={
+                "step": self.step + 1,
+                "used_s": now_s,
+                "fraction": fraction,
+                "epoch_steps": self.epoch_steps + 1,
+                "epoch_loss_sum": self.epoch_loss_sum + loss,
+                "epoch_s": self.epoch_s + took_s,
+                "epoch_step_s": self.epoch_step_s + took_s,
+                "step_s": step_s,
+            }
+        )
 
 
 class _Stored(Value):

@@ -17,6 +17,7 @@ import torch
 from autoseg import runtime
 from autoseg.domain.network_plan import Ints, NetworkPlan
 from autoseg.domain.plan import Configuration
+from autoseg.training import orders
 from autoseg.training.batches import Batch
 from autoseg.training.learner import Learner
 from autoseg.training.records import Choices, Compile, Layout, RunRecord, TrainSettings, known_choices
@@ -114,6 +115,30 @@ def _probe(part: Configuration, precision: str) -> Callable[[], object]:
     batch = made_up_batch(network, size, patch, torch.device("cpu"))
     numbers = count()
     return lambda: learner.step(batch, part.training.learning_rate, next(numbers))
+
+
+def settle(
+    part: Configuration,
+    settings: TrainSettings,
+    before: RunRecord | None,
+    learner: Learner,
+    left_s: Callable[[float], float],
+) -> Choices:
+    """Settle how a training computes, in the main process, and have the others do the same.
+
+    Args:
+        part: What is trained.
+        settings: What is asked for now.
+        before: The fold's run.json, if there is one.
+        learner: Of the training; from now on it takes fewer samples at a time when memory runs out.
+        left_s: Seconds of training ahead, by those of a step.
+    """
+    compute = learner.compute
+    learner.gradients.lowers_micro_batch = True
+    num_samples = -(-part.training.batch_size // compute.processes.world_size)
+    chosen = choices_of(part, settings, before, learner, num_samples, left_s)
+    orders.begin(compute.processes, compute.precision, chosen)
+    return chosen
 
 
 def choices_of(

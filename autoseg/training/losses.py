@@ -201,17 +201,19 @@ def _dice_loss(
         annotated: The same.
         share: The same.
     """
-    intersection, predicted, present = sums
     if not batch_dice:
-        dice = (2 * intersection + SMOOTH) / (predicted + present + SMOOTH)
-        counted = torch.ones_like(dice) if annotated is None else annotated
-        mean = (dice * counted).sum() / share.total(counted.sum()).clamp_min(1)
+        mean = share.mean(_dice(*sums), annotated)
         return share.once(torch.ones_like(mean)) - mean
-    counted = torch.ones_like(present) if annotated is None else annotated
-    intersection, predicted, present = (share.total((part * counted).sum(0)) for part in sums)
-    dice = (2 * intersection + SMOOTH) / (predicted + present + SMOOTH)
-    is_counted = share.total(counted.sum(0)) > 0
-    return share.once(1 - (dice * is_counted).sum() / is_counted.sum().clamp_min(1))
+    pooled = [part.sum(0) if annotated is None else (part * annotated).sum(0) for part in sums]
+    dice = _dice(*(share.total(part) for part in pooled))
+    if annotated is None:
+        return share.once(1 - dice.mean())
+    counted = share.total(annotated.sum(0)) > 0
+    return share.once(1 - (dice * counted).sum() / counted.sum().clamp_min(1))
+
+
+def _dice(intersection: Tensor, predicted: Tensor, present: Tensor) -> Tensor:
+    return (2 * intersection + SMOOTH) / (predicted + present + SMOOTH)
 
 
 def level_loss(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Self
 
+from autoseg.domain.plan import TrainingPlan
 from autoseg.domain.values import Value
 
 MIN_EPOCH_S = 10.0
@@ -157,6 +158,20 @@ class Schedule:
     adapts_momentum: bool = False
     warm_up_steps: int = 0
     course: Course = STRAIGHT
+
+    @classmethod
+    def of(cls, training: TrainingPlan, num_epochs: int | None, budget_s: float | None) -> Self:
+        """The straight way of a plan to a number of epochs, or through a time budget."""
+        return cls(
+            training.learning_rate,
+            training.decay_power,
+            training.steps_per_epoch,
+            num_epochs,
+            budget_s,
+            training.momentum,
+            training.adapts_momentum,
+            training.warm_up_steps,
+        )
 
     @property
     def length(self) -> float:

@@ -26,6 +26,14 @@ class Share(Protocol):
     def total(self, part: Tensor) -> Tensor:
         """The sum over the whole batch of something of which `part` is this part's; the gradient goes to `part`."""
 
+    def mean(self, values: Tensor, counted: Tensor | None) -> Tensor:
+        """This part's share of a mean over the whole batch.
+
+        Args:
+            values: One or more a sample.
+            counted: Of the same shape, bool: which of them count; None: all.
+        """
+
     def once(self, value: Tensor) -> Tensor:
         """A term that comes out the same for every part: it counts once, its gradient goes to every part."""
 
@@ -37,6 +45,10 @@ class Whole:
     def total(self, part: Tensor) -> Tensor:
         """The part is all there is."""
         return part
+
+    def mean(self, values: Tensor, counted: Tensor | None) -> Tensor:
+        """Their mean."""
+        return values.mean() if counted is None else _weighted(values, counted, self)
 
     def once(self, value: Tensor) -> Tensor:
         """There is one part."""
@@ -62,6 +74,10 @@ class Measured:
         """The part, taken down."""
         self.sums.append(part.detach().to(self.dtype))
         return part
+
+    def mean(self, values: Tensor, counted: Tensor | None) -> Tensor:
+        """Their mean; how many they are is taken down."""
+        return _weighted(values, counted, self)
 
     def once(self, value: Tensor) -> Tensor:
         """The value."""
@@ -102,6 +118,15 @@ class Known:
         # The value of the whole, to the bit in every part, with the gradient of the part.
         return whole + (part - part.detach()) if part.requires_grad else whole
 
+    def mean(self, values: Tensor, counted: Tensor | None) -> Tensor:
+        """Their sum over how many there are in the whole batch."""
+        return _weighted(values, counted, self)
+
     def once(self, value: Tensor) -> Tensor:
         """The value in the first part; in the others zero with the value's gradient."""
         return value if self.is_first else value - value.detach()
+
+
+def _weighted(values: Tensor, counted: Tensor | None, share: Share) -> Tensor:
+    counted = torch.ones_like(values, dtype=torch.bool) if counted is None else counted
+    return (values * counted).sum() / share.total(counted.sum()).clamp_min(1)

@@ -22,7 +22,7 @@ from autoseg.errors import ConfigError, TrainingDiverged, TrainingInterrupted
 from autoseg.io.files import Lock
 from autoseg.io.model import BEST, WEIGHTS
 from autoseg.runtime import NoProgress, Progress
-from autoseg.training import checkpoint, choosing, orders, telling
+from autoseg.training import checkpoint, choosing, telling
 from autoseg.training.bad_steps import BadSteps
 from autoseg.training.batches import Batch, BatchReader, Prefetcher, RawSample, assemble
 from autoseg.training.cascade import PreviousStage
@@ -42,7 +42,7 @@ from autoseg.training.records import (
 )
 from autoseg.training.resume import begin, finished_result, forget, fresh_counters, require_fit, with_length
 from autoseg.training.sampling import PatchStore
-from autoseg.training.schedule import FINAL_WORK_S, STEP_SMOOTHING, Clock, Pace, Schedule
+from autoseg.training.schedule import FINAL_WORK_S, Clock, Pace, Schedule
 from autoseg.training.trackers import trackers
 
 log = logging.getLogger("autoseg")
@@ -143,18 +143,8 @@ class _Training:
         self.settings = settings.with_length(self.part.training, self.device.type)
         self.before = read_run(folder)
         self.precision = choosing.precision_of(self.part, self.settings, self.before, self.device)
-        self.processes = processes
         training = self.part.training
-        self.straight = Schedule(
-            training.learning_rate,
-            training.decay_power,
-            training.steps_per_epoch,
-            self.settings.num_epochs,
-            self.settings.time_budget_s,
-            training.momentum,
-            training.adapts_momentum,
-            training.warm_up_steps,
-        )
+        self.straight = Schedule.of(training, self.settings.num_epochs, self.settings.time_budget_s)
         regions, device = plan.labels.region_table() if plan.labels.has_regions else None, self.device
         self.learner = Learner(
             self.part.network,
@@ -167,17 +157,9 @@ class _Training:
         )
         self.cases = cases
         self.counters = fresh_counters(self.part, cases, self.settings)
+        facts = (cases, runtime.environment(), processes.world_size)
         self.outputs = FoldOutputs(
-            folder,
-            plan,
-            configuration,
-            fold,
-            self.settings,
-            self.device,
-            self.precision,
-            cases,
-            runtime.environment(),
-            processes.world_size,
+            folder, plan, configuration, fold, self.settings, self.device, self.precision, *facts
         )
         seed, stages = settings.seed, (runtime.STAGE_SAMPLE, runtime.STAGE_VALIDATE)
         known = cases.annotated
@@ -200,7 +182,7 @@ class _Training:
         if done is not None:
             return done
         self._go_on()
-        self._choose()
+        self.choices = choosing.settle(self.part, self.settings, self.before, self.learner, self._left_s)
         self.starts = (*self.starts, self.outputs.start(self.counters, self.clock.used_s()))
         self._show_progress()
         self.loggers.start(self.outputs.facts(self._write_run("running"), self.ends.records))
@@ -248,20 +230,8 @@ class _Training:
         if not outcome.is_finite:
             self._note_bad_step(samples, batch, outcome)
         now = self.clock.used_s()
-        old = self.counters
-        took = now - began
-        self.counters = old.model_copy(
-            update={
-                "step": old.step + 1,
-                "used_s": now,
-                "fraction": self.pace.fraction,
-                "epoch_steps": old.epoch_steps + 1,
-                "epoch_loss_sum": old.epoch_loss_sum + (outcome.loss if outcome.is_finite else 0.0),
-                "epoch_s": old.epoch_s + took,
-                "epoch_step_s": old.epoch_step_s + took,
-                "step_s": took if old.step <= 1 else (1 - STEP_SMOOTHING) * old.step_s + STEP_SMOOTHING * took,
-            }
-        )
+        loss = outcome.loss if outcome.is_finite else 0.0
+        self.counters = self.counters.after_step(loss, self.pace.fraction, now, now - began)
         self.progress.advance(self._progress_made() - made_before, self._note())
 
     def _note_bad_step(self, samples: Sequence[RawSample], batch: Batch, outcome: StepOutcome) -> None:
@@ -310,17 +280,8 @@ class _Training:
         self._save()
         self._write_run("running")
 
-    def _choose(self) -> None:
-        """Settle how to compute, and have the other processes do the same."""
-        used_s, counters = self.clock.used_s(), self.counters
-
-        def left_s(step_s: float) -> float:
-            return self.schedule.left_s(counters.step, used_s, step_s)
-
-        self.learner.gradients.lowers_micro_batch = True
-        num_samples = -(-self.part.training.batch_size // self.processes.world_size)
-        self.choices = choosing.choices_of(self.part, self.settings, self.before, self.learner, num_samples, left_s)
-        orders.begin(self.processes, self.precision, self.choices)
+    def _left_s(self, step_s: float) -> float:
+        return self.schedule.left_s(self.counters.step, self.clock.used_s(), step_s)
 
     def _heed(self) -> None:
         """What came of a step beside learning: a smaller micro-batch, another process that was asked to stop."""
