@@ -40,6 +40,9 @@ CANDIDATES = 32
 WANTED_LOOKS = 5
 """Cases are left out until so many looks fit into their time. Source: decision 27."""
 
+LONGEST_S = 30.0
+"""A look takes about so long at most: a kill in its middle costs that, and must not cost more than a minute."""
+
 USEFUL_DICE = 0.1
 """Before the pseudo-Dice has come so far there is nothing to see in whole cases. Source: decision 27."""
 
@@ -85,7 +88,7 @@ class WholeLooks:
         device: Where the network is.
         precision: Of its forward pass.
         case_ids: The cases; empty: none can be looked at; None: not chosen yet.
-        check: Called before each case; may raise to leave the look.
+        check: Called before each forward pass; may raise to leave a look, which is then made anew.
     """
 
     part: Configuration
@@ -135,7 +138,7 @@ class WholeLooks:
         chosen: list[str] = []
         total_s = 0.0
         for case_id in [known[index] for index in rng.permutation(len(known))[:CANDIDATES]]:
-            limit_s = share_s / WANTED_LOOKS if chosen else share_s
+            limit_s = min(LONGEST_S, share_s / WANTED_LOOKS if chosen else share_s)
             cost_s = self._seconds(case_id, counters)
             if total_s + cost_s <= limit_s and self._fits_memory(case_id):
                 chosen.append(case_id)
@@ -166,7 +169,6 @@ class WholeLooks:
 
     def _count(self, case_id: str) -> Tensor:
         """Voxels of each class or region in one case; see `count_agreement`."""
-        self.check()
         case = self.reader.pool.get(case_id)
         grid = self._grid(case)
         try:
@@ -214,6 +216,7 @@ class WholeLooks:
         is_flat, is_quick = self.part.network.dims == 2, self.device.type == "cpu" and self.precision == "bf16"
 
         def forward(tiles: Tensor) -> Tensor:
+            self.check()
             x = tiles.to(self.device)
             if self.reader.previous is not None:
                 x = torch.cat([x[:, :-1], one_hot(x[:, -1], self.reader.previous.num_classes)], dim=1)

@@ -239,6 +239,38 @@ def test_nothing_is_looked_at_before_there_is_something_to_see(store: CaseStore,
     assert looks.look(LATE, LONG, pseudo_dice, 1e5) is None
 
 
+def test_no_look_takes_longer_than_a_kill_may_cost(store: CaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = part_of()
+    for seconds, expected in ((2.5 * seconds_of_a_case(part), 2), (0.9 * seconds_of_a_case(part), 0)):
+        looks = looks_at(store, part)
+        monkeypatch.setattr(whole, "LONGEST_S", seconds)
+        looks.look(LATE, LONG, 0.5, 0.0)
+        assert looks.case_ids is not None
+        assert len(looks.case_ids) == expected
+
+
+def test_a_look_can_be_left(store: CaseStore) -> None:
+    """Its network is back in training, and the same look can be made anew."""
+
+    class Left(Exception):
+        pass
+
+    calls: list[int] = []
+
+    def leave() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Left
+
+    looks = looks_at(store, part_of(), case_ids=("case_0",))
+    looks.check = leave
+    with pytest.raises(Left):
+        look(looks)
+    assert looks.learner.network.training
+    assert looks.case_ids == ("case_0",)
+    assert look(looks).num_cases == 1
+
+
 def test_a_look_without_memory_is_the_last_one_and_not_the_end(
     store: CaseStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
