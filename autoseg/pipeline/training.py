@@ -21,6 +21,8 @@ from autoseg.pipeline.cascade import FoldName, OutOfFold, out_of_fold, prepare_m
 from autoseg.pipeline.cases import SILENT, map_cases
 from autoseg.pipeline.disk import DiskGuard, most_bytes
 from autoseg.pipeline.folds import require_fitting
+from autoseg.pipeline.forecast import earlier_forecast
+from autoseg.pipeline.host import Target
 from autoseg.pipeline.needs import preparing_bytes
 from autoseg.pipeline.pretrained import load_pretrained
 from autoseg.pipeline.tasks import Done, Preparing
@@ -287,6 +289,7 @@ def _train_one(
             replace(
                 _fold_settings(settings, restart=restart),
                 pretrained=_pretrained(settings, planned, name, number, run_folder),
+                planned_speed=_planned_speed(run_folder, settings),
             ),
             progress,
             previous,
@@ -320,6 +323,12 @@ def _fold_settings(settings: TrainSettings, *, restart: bool = False) -> records
         compile=settings.compile,
         log=settings.log,
     )
+
+
+def _planned_speed(run_folder: RunFolder, settings: TrainSettings) -> float | None:
+    """Operations a second by which the plan foresaw its steps, where it was made on this machine."""
+    found = earlier_forecast(run_folder, Target.of(settings))
+    return None if found is None else found.flops_per_second
 
 
 def _with_training_overrides(planned: Plan, assignments: Sequence[str]) -> Plan:

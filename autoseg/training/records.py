@@ -88,6 +88,7 @@ class TrainSettings:
         log: Where to log besides metrics.jsonl; names of `loggers.PACKAGES`.
         pretrained: A model whose weights the training begins with where they fit.
         compile: See `Compile`.
+        planned_speed: Operations a second by which the plan foresaw its steps on this machine; None: not known.
     """
 
     num_epochs: int | None = None
@@ -101,6 +102,7 @@ class TrainSettings:
     log: tuple[str, ...] = ()
     pretrained: Model | None = None
     compile: Compile = "auto"
+    planned_speed: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_epochs is not None and self.time_budget_s is not None:

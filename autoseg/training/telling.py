@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil, floor, log10
 
+from autoseg.domain.plan import Configuration
+from autoseg.planning.flops import NetworkShape, count_training_flops
 from autoseg.training.checkpoint import Counters
 from autoseg.training.records import EpochRecord
 from autoseg.training.schedule import FINAL_WORK_S, Schedule
@@ -21,8 +23,8 @@ LEAST_STEPS = 300
 Source: docs/benchmarks/seven-sets.md.
 """
 
-SPARE_FRACTION = 0.1
-"""Part of a step that planning does not foresee: augmentation, reading, a machine that is busier than it was."""
+LEAST_SLOWDOWN = 1.1
+"""How many times as long as planning foresees a step takes where nothing else is known: augmentation, reading."""
 
 _DIGITS = 2
 
@@ -98,7 +100,24 @@ def announcement(where: str, moment: Moment, *, device: str, precision: str) -> 
     )
 
 
-def mismatch(where: str, moment: Moment) -> str:
+def slowdown(part: Configuration, step_s: float, planned_speed: float | None) -> float:
+    """How many times as long as planning foresees a step takes, at least `LEAST_SLOWDOWN`.
+
+    Planning counts the operations of convolutions; what a step does besides, and a machine that is busier than it was
+    then, show in the steps of a network that was planned.
+
+    Args:
+        part: What is trained.
+        step_s: Seconds of a step.
+        planned_speed: Operations a second that planning reckons with; None: not known.
+    """
+    if planned_speed is None:
+        return LEAST_SLOWDOWN
+    flops = part.training.batch_size * count_training_flops(NetworkShape.of(part.network))
+    return max(LEAST_SLOWDOWN, step_s * planned_speed / flops)
+
+
+def mismatch(where: str, moment: Moment, slower: float) -> str:
     """What to do where a time budget holds too few steps of this network; "" where it holds enough.
 
     The step that is asked for leaves room for everything that takes time besides: looks at validation cases, the last
@@ -107,19 +126,19 @@ def mismatch(where: str, moment: Moment) -> str:
     Args:
         where: Fold and configuration.
         moment: After the first steps.
+        slower: See `slowdown`.
     """
     schedule, steps = moment.schedule, moment.expected_steps
     if schedule.total_steps is not None or steps >= LEAST_STEPS:
         return ""
-    for_steps = (1 - TIME_FRACTION) * (1 - SPARE_FRACTION)
-    step_s = _rounded_down(for_steps * max(schedule.length - FINAL_WORK_S, schedule.length / 2) / LEAST_STEPS)
+    for_steps_s = (1 - TIME_FRACTION) * max(schedule.length - FINAL_WORK_S, schedule.length / 2)
+    step_s = _rounded_down(for_steps_s / LEAST_STEPS / slower)
     longer_min = ceil((LEAST_STEPS * moment.counters.step_s / (1 - TIME_FRACTION) + FINAL_WORK_S) / 60)
     return (
-        f"{where}: {duration(schedule.length)} hold about {steps} steps of {moment.counters.step_s:.2f} s, too few to "
-        f"learn much: a training needs at least {LEAST_STEPS}. Plan a network with shorter steps for this time\n"
+        f"{where}: {duration(schedule.length)} hold about {steps} steps of {moment.counters.step_s:.2f} s, fewer than the "
+        f"{LEAST_STEPS} that a training needs as a rule. Plan a network with shorter steps for this time\n"
         f"  autoseg plan DATASET --out NEW_RUN --preset cpu --step-time {step_s:g}s\n"
-        f"on this machine, as busy as it is in training (its speed is measured), or train this one for longer: "
-        f"--time-budget {longer_min}m"
+        f"or train this one for longer: --time-budget {longer_min}m"
     )
 
 

@@ -419,6 +419,7 @@ class _Training:
     def _announce(self) -> None:
         moment = self._moment()
         log.info(telling.announcement(self.where, moment, device=str(self.device), precision=self.precision))
-        problem = telling.mismatch(self.where, moment)
+        slower = telling.slowdown(self.part, self.counters.step_s, self.settings.planned_speed)
+        problem = telling.mismatch(self.where, moment, slower)
         if problem:
             log.warning(problem)

@@ -10,10 +10,11 @@ import pytest
 from toy_training import fill_store, toy_plan, train_toy
 
 from autoseg.config import parse_duration_s
+from autoseg.planning.flops import NetworkShape, count_training_flops
 from autoseg.training.checkpoint import Counters
 from autoseg.training.records import EpochRecord, TrainSettings
 from autoseg.training.schedule import Course, Schedule
-from autoseg.training.telling import LEAST_STEPS, Moment, announcement, mismatch, note
+from autoseg.training.telling import LEAST_SLOWDOWN, LEAST_STEPS, Moment, announcement, mismatch, note, slowdown
 
 NOON = datetime(2026, 5, 4, 12, 0)
 EPOCHS = Schedule(0.01, 0.9, steps_per_epoch=250, num_epochs=1000)
@@ -77,20 +78,29 @@ def test_the_announcement_says_what_will_be_done() -> None:
     assert "ends about 12:25 (25 min from now)" in text
 
 
-def test_a_budget_for_too_few_steps_is_told_with_the_plan_that_would_fit() -> None:
+@pytest.mark.parametrize("slower", [1.1, 3.0])
+def test_a_budget_for_too_few_steps_is_told_with_the_plan_that_would_fit(slower: float) -> None:
     budget = Schedule(0.01, 0.9, 250, budget_s=300.0)
-    text = mismatch("fold 0", moment(budget, used_s=18.0, step=5, step_s=3.5))
+    text = mismatch("fold 0", moment(budget, used_s=18.0, step=5, step_s=3.5), slower)
     assert "hold about 82 steps of 3.50 s" in text
     command = re.search(r"autoseg plan DATASET --out NEW_RUN --preset cpu --step-time (\S+)\n", text)
     assert command is not None
     step_s = parse_duration_s(command[1])
-    # That step, a tenth longer than planned, fits often enough beside looks and the last weights.
-    assert LEAST_STEPS <= 0.96 * 299 / (step_s / 0.9) < 1.1 * LEAST_STEPS
+    # That step, so much longer than planned, fits often enough beside looks and the last weights.
+    assert LEAST_STEPS <= 0.96 * 299 / (step_s * slower) < 1.1 * LEAST_STEPS
     longer = re.search(r"--time-budget (\S+)", text)
     assert longer is not None
     seconds = parse_duration_s(longer[1])
-    assert mismatch("fold 0", moment(Schedule(0.01, 0.9, 250, budget_s=seconds), step_s=3.5)) == ""
-    assert mismatch("fold 0", moment(Schedule(0.01, 0.9, 250, budget_s=seconds - 60), step_s=3.5))
+    assert mismatch("fold 0", moment(Schedule(0.01, 0.9, 250, budget_s=seconds), step_s=3.5), slower) == ""
+    assert mismatch("fold 0", moment(Schedule(0.01, 0.9, 250, budget_s=seconds - 60), step_s=3.5), slower)
+
+
+def test_steps_that_take_longer_than_foreseen_make_the_advice_smaller() -> None:
+    part = toy_plan().configurations["3d_fullres"]
+    flops = part.training.batch_size * count_training_flops(NetworkShape.of(part.network))
+    assert slowdown(part, 4.0, None) == LEAST_SLOWDOWN
+    assert slowdown(part, 4.0, flops / 2.0) == pytest.approx(2.0), "foreseen were 2 s"
+    assert slowdown(part, 1.0, flops / 2.0) == LEAST_SLOWDOWN
 
 
 @pytest.mark.parametrize(
@@ -102,7 +112,7 @@ def test_a_budget_for_too_few_steps_is_told_with_the_plan_that_would_fit() -> No
     ],
 )
 def test_what_fits_or_was_asked_for_in_epochs_is_not_complained_of(now: Moment) -> None:
-    assert mismatch("fold 0", now) == ""
+    assert mismatch("fold 0", now, 1.1) == ""
 
 
 def test_a_training_tells_both_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
