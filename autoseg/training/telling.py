@@ -135,8 +135,8 @@ def mismatch(where: str, moment: Moment, slower: float) -> str:
     step_s = _rounded_down(for_steps_s / LEAST_STEPS / slower)
     longer_min = ceil((LEAST_STEPS * moment.counters.step_s / (1 - TIME_FRACTION) + FINAL_WORK_S) / 60)
     return (
-        f"{where}: {duration(schedule.length)} hold about {steps} steps of {moment.counters.step_s:.2f} s, fewer than the "
-        f"{LEAST_STEPS} that a training needs as a rule. Plan a network with shorter steps for this time\n"
+        f"{where}: {duration(schedule.length)} hold about {steps} steps of {moment.counters.step_s:.2f} s, fewer than "
+        f"the {LEAST_STEPS} that a training needs as a rule. Plan a network with shorter steps for this time\n"
         f"  autoseg plan DATASET --out NEW_RUN --preset cpu --step-time {step_s:g}s\n"
         f"or train this one for longer: --time-budget {longer_min}m"
     )
