@@ -68,6 +68,8 @@ PATIENCE_S = 600.0
 START_FRACTION = 0.2
 """Part of the kills that come while the program starts."""
 
+SPARE_EPOCHS = 2
+LONGEST_EPOCH_S = 1.0
 SHORT_INTERVAL_S = 5.0
 LONG_BUDGET = "2h"
 SHORT_KILLS = 6
@@ -129,6 +131,11 @@ class Training:
 
     def checkpoints(self) -> list[Path]:
         return sorted(path for path in (self.fold / "resume").glob("*") if path.name.isdigit())
+
+    def last_epoch_s(self) -> float:
+        """Seconds between the two newest checkpoints, which lie an epoch apart where epochs are short."""
+        times = [path.stat().st_mtime for path in self.checkpoints()[-2:]]
+        return min(times[-1] - times[0], LONGEST_EPOCH_S) if times else 0.0
 
     def counters(self) -> dict[str, Any]:
         """Of the newest checkpoint; where there is none, zeros."""
@@ -199,7 +206,8 @@ class Bench:
     def kills_by_epochs(self, kills: int) -> dict[str, Any]:
         training = self.training("killed", *self.by_epochs)
         early = set(self.random.sample(range(kills), round(START_FRACTION * kills)))
-        places = sorted(self.random.uniform(0, self.epochs - 1) for _ in range(kills - len(early)))
+        # The last epochs are left out: a training that ends before its kill cannot be killed.
+        places = sorted(self.random.uniform(0, self.epochs - SPARE_EPOCHS) for _ in range(kills - len(early)))
         rows = []
         for number in range(kills):
             training.start()
@@ -209,7 +217,7 @@ class Bench:
                 place = places.pop(0)
                 training.wait_until(training.has_begun)
                 training.wait_until(lambda epoch=int(place): training.counters()["epoch"] >= epoch)  # type: ignore[misc]
-                time.sleep(place % 1 * self.epoch_s)
+                time.sleep(place % 1 * training.last_epoch_s())
             rows.append(training.kill())
             print(f"kill {number + 1}: {rows[-1]}", flush=True)
         training.finish()

@@ -85,7 +85,7 @@ class WholeLooks:
         device: Where the network is.
         precision: Of its forward pass.
         case_ids: The cases; empty: none can be looked at; None: not chosen yet.
-        check: Called before each case; may raise to leave the look.
+        check: Called in the course of each case; may raise to leave the look.
     """
 
     part: Configuration
@@ -166,7 +166,6 @@ class WholeLooks:
 
     def _count(self, case_id: str) -> Tensor:
         """Voxels of each class or region in one case; see `count_agreement`."""
-        self.check()
         case = self.reader.pool.get(case_id)
         grid = self._grid(case)
         try:
@@ -194,6 +193,7 @@ class WholeLooks:
                     previous=previous,
                 )
                 for start, stop, logits in stream:
+                    self.check()  # a large case takes long
                     rows = truth.narrow(grid.stream_axis, start, stop - start).to(logits.device)[None]
                     found = self._agreement(logits[None], rows, known)
                     total = found if total is None else total + found

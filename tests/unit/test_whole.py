@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from autoseg.training import whole
 from autoseg.training.batches import BatchReader
 from autoseg.training.cascade import PreviousReader
 from autoseg.training.checkpoint import Counters
+from autoseg.training.interrupt import Stopped
 from autoseg.training.learner import Learner
 from autoseg.training.records import TrainSettings, read_metrics, read_run
 from autoseg.training.schedule import Schedule
@@ -84,6 +86,23 @@ def test_dice_is_the_mean_over_whole_cases_that_contain_the_class(
     assert found.dice == pytest.approx(tuple(expected))
     assert found.mean == pytest.approx(expected.mean())
     assert found.num_cases == 3
+
+
+def test_a_stop_does_not_wait_for_the_end_of_a_case(store: CaseStore) -> None:
+    """A large case on a CPU takes minutes."""
+    looks = looks_at(store, part_of(), case_ids=("case_1",))
+    asked = count()
+
+    def stop_at_the_second_question() -> None:
+        if next(asked) == 1:
+            raise Stopped
+
+    looks.check = stop_at_the_second_question
+    looks.learner.network.train()
+    with pytest.raises(Stopped):
+        look(looks)
+    assert looks.reader.pool.get("case_1").shape[0] > part_of().network.patch_size[0], "so it comes in several parts"
+    assert looks.learner.network.training, "as it was"
 
 
 def test_classes_count_where_they_are_present_and_annotated() -> None:
