@@ -203,10 +203,6 @@ def loss_bytes(network: NetworkPlan, batch_size: int, *, batch_dice: bool) -> in
     a_voxel = outputs * FLOAT32_BYTES + scored * FLOAT32_BYTES + labels + scored + 1
     # A numerator and a denominator of Dice for each class; the number of voxels of the cross-entropy.
     a_level = 2 * (1 if batch_dice else batch_size) * scored * FLOAT32_BYTES + weights + INDEX_BYTES
-    # Which pairs of sample and class count, and how many of them, or of the classes.
-    a_level += (
-        (batch_size * scored + 1) * INDEX_BYTES + scored if batch_dice else (batch_size * scored + 1) * FLOAT32_BYTES
-    )
     return sum(
         batch_size * prod(network.size_at(level)) * a_voxel + a_level
         # The coarsest output has the weight 0.
