@@ -41,6 +41,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 _KEEP_EVERYTHING_BYTES = 2**31 - 1
 _TOP_PAD_BYTES = 256 * 2**20
 
@@ -87,15 +88,19 @@ def rng(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, *key]))
 
 
-def configure_allocator() -> bool:
+def configure_allocator(*, share_arena: bool = False) -> bool:
     """Tell glibc to keep freed memory instead of mapping every large tensor anew.
 
     Training on a CPU loses up to two thirds of its time to page faults otherwise. Takes effect for the whole process.
 
+    Args:
+        share_arena: Whether threads that begin later take memory from where the first one does. Otherwise what a
+            thread has freed is kept for that thread alone.
+
     Returns:
         Whether the C library took the setting; False elsewhere, where nothing is changed.
 
-    Source: docs/decisions/0003.
+    Source: docs/decisions/0003, and 0032 for the shared arena.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -103,11 +108,13 @@ def configure_allocator() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    settings = (
+    settings = [
         (_M_MMAP_THRESHOLD, _KEEP_EVERYTHING_BYTES),
         (_M_TRIM_THRESHOLD, _KEEP_EVERYTHING_BYTES),
         (_M_TOP_PAD, _TOP_PAD_BYTES),
-    )
+    ]
+    if share_arena:
+        settings.append((_M_ARENA_MAX, 1))
     results = [mallopt(ctypes.c_int(key), ctypes.c_int(value)) for key, value in settings]
     return all(result == 1 for result in results)
 
