@@ -47,6 +47,7 @@ _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
+_M_ARENA_MAX = -8
 _KEEP_EVERYTHING_BYTES = 2**31 - 1
 _TOP_PAD_BYTES = 256 * 2**20
 
@@ -96,15 +97,19 @@ def rng(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, *key]))
 
 
-def configure_allocator() -> bool:
+def configure_allocator(*, share_arena: bool = False) -> bool:
     """Tell glibc to keep freed memory instead of mapping every large tensor anew.
 
     Training on a CPU loses up to two thirds of its time to page faults otherwise. Takes effect for the whole process.
 
+    Args:
+        share_arena: Whether threads that begin later take memory from where the first one does. Otherwise what a
+            thread has freed is kept for that thread alone.
+
     Returns:
         Whether the C library took the setting; False elsewhere, where nothing is changed.
 
-    Source: docs/decisions/0003.
+    Source: docs/decisions/0003, and 0032 for the shared arena.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -119,7 +124,9 @@ def configure_allocator() -> bool:
 
     # Before version 2.35 glibc refuses a threshold above 32 MiB, but it can be told to map no block on its own at all.
     is_kept = is_set(_M_MMAP_THRESHOLD, _KEEP_EVERYTHING_BYTES) or is_set(_M_MMAP_MAX, 0)
-    return is_kept & is_set(_M_TRIM_THRESHOLD, _KEEP_EVERYTHING_BYTES) & is_set(_M_TOP_PAD, _TOP_PAD_BYTES)
+    is_shared = is_set(_M_ARENA_MAX, 1) if share_arena else True
+    is_kept &= is_set(_M_TRIM_THRESHOLD, _KEEP_EVERYTHING_BYTES) & is_set(_M_TOP_PAD, _TOP_PAD_BYTES)
+    return is_kept and is_shared
 
 
 def pick_device(name: str = "auto") -> torch.device:

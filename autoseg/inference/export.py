@@ -17,9 +17,12 @@ from autoseg.inference.ladder import if_it_fits
 from autoseg.preprocessing.resample import GridChange, SlabResampler
 from autoseg.preprocessing.transform import Trail, to_network_axes
 
-# Voxels of one class on the file's grid that are resampled at a time: 16 MiB in float32, small beside any image and
-# large enough that the time goes into arithmetic.
-_CHUNK_VOXELS = 2**22
+# Voxels of one class on the file's grid that are resampled at a time: 2 MiB in float32. With 16 MiB it took up to a
+# third longer, and the rows that are kept for later lay so that the heap had gaps of 90 MB (40 classes).
+_CHUNK_VOXELS = 2**19
+
+# On other devices every chunk is work for the processor that starts it.
+_CHUNK_VOXELS_ELSEWHERE = 2**22
 
 LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -65,24 +68,23 @@ def labels_from_stream(
     rows_of = np.moveaxis(to_network_axes(labels, trail)[trail.crop_box][column.new_rows], axis, 0)
     part = (column.rows, column.new_rows)
     resamplers = [SlabResampler(change, axis, part=part) for _ in range(schema.num_outputs)]
-    chunk, is_regions = _rows_per_chunk(change, column, axis), schema.has_regions
+    decide = _regions if schema.has_regions else _winning_classes
     for _, _, slab in stream:
-        for logits in torch.split(slab, chunk, dim=axis + 1):
-            decide = _regions if is_regions else _winning_classes
+        for logits in torch.split(slab, _rows_per_chunk(change, column, axis, slab.device), dim=axis + 1):
             start, stop, found = _finished(decide, resamplers, logits, has_other_way=logits.device.type != "cpu")
             if found is not None:
                 numbers = found.cpu().numpy()
-                values = schema.decode_regions(numbers) if is_regions else table[numbers]
+                values = schema.decode_regions(numbers) if schema.has_regions else table[numbers]
                 rows_of[start:stop] = np.moveaxis(values, axis, 0)
     return labels
 
 
-def _rows_per_chunk(change: GridChange, column: Column, axis: int) -> int:
-    voxels = 1.0
+def _rows_per_chunk(change: GridChange, column: Column, axis: int, device: torch.device) -> int:
+    most, voxels = _CHUNK_VOXELS if device.type == "cpu" else _CHUNK_VOXELS_ELSEWHERE, 1.0
     for other, (rows, new_rows) in enumerate(zip(column.rows, column.new_rows, strict=True)):
         size, new_size = rows.stop - rows.start, new_rows.stop - new_rows.start
         voxels *= change.new_shape[axis] / change.shape[axis] if other == axis else max(size, new_size)
-    return max(1, int(_CHUNK_VOXELS / ceil(voxels)))
+    return max(1, int(most / ceil(voxels)))
 
 
 def _finished(

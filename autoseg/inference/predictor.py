@@ -339,7 +339,8 @@ def predict_cases(
     """
     targets = [Path(out) / f"{case.id}{ending or output_ending(case)}" for case in cases]
     _refuse_overwriting(cases, targets)
-    configure_allocator()
+    # What reading and preparing have freed serves the network.
+    configure_allocator(share_arena=True)
 
     def load(members: Sequence[Model]) -> Predictor:
         return Predictor(members, device=device, precision=precision, tta=tta, overlap=overlap, skip_empty=skip_empty)
