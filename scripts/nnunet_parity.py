@@ -403,8 +403,8 @@ def line_of(result: dict) -> str:
         return f"{max(values):.1e}" if values else "-"
 
     def dice(name: str, mirroring: str) -> str:
-        values = [score for case in cases for score in case[f"dice_{name}_{mirroring}"].values()]
-        return f"{min(values):.5f}" if values else "no foreground"
+        values = [score for case in cases for score in case.get(f"dice_{name}_{mirroring}", {}).values()]
+        return f"{min(values):.5f}" if values else "-"
 
     logits = " | ".join(worst(f"logits_{name}_{mirroring}") for name in ("float32", "half") for mirroring in MIRRORINGS)
     tiles = max(case.get("tiles", 0) for case in cases)
