@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-from autoseg.config import Settings, TrainSettings
+from autoseg.config import DEFAULT_PRESET, PlanSettings, Settings, TrainSettings
 from autoseg.domain.values import Value
 from autoseg.pipeline.cases import SILENT
 from autoseg.pipeline.planning import check, plan
@@ -76,7 +76,9 @@ def run_demo(out: Path, *, say: Callable[[str], None], progress: Progress = SILE
     findings = check(data, progress=progress)
     say(findings.headline())
     say("3/6 Measuring the data and planning a U-Net from the measurements (autoseg plan)")
-    planned = plan(data, run, Settings(), progress=progress)
+    # Not by the speed of the machine: its steps are short everywhere, and so everybody sees the same plan.
+    settings = Settings(plan=PlanSettings(preset=DEFAULT_PRESET))
+    planned = plan(data, run, settings, progress=progress)
     network = planned.configurations[planned.default_configuration].network
     say(
         f"    Plan: patch {' x '.join(map(str, network.patch_size))} voxels, "
