@@ -2,9 +2,10 @@
 """Time one training step of nnU-Net v2 and of autoseg, side by side, on this machine.
 
 Both sides get the same plan (nnU-Net's own for the data set, from tests/golden/nnunet), random data of the plan's
-shape, and run a whole step: forward, deep-supervision Dice + cross-entropy, backward, gradient clipping, SGD with
-Nesterov momentum. nnU-Net's side runs nnU-Net's own classes and its own ``train_step``. Loading and augmentation are
-left out.
+shape, and run a whole step: forward, deep-supervision Dice + cross-entropy, backward, gradient clipping, optimiser.
+nnU-Net's side runs nnU-Net's own classes and its own ``train_step``; autoseg's learns as the preset of --recipe says.
+Loading and augmentation are no part of these steps. A third process does nothing but what a step's batch needs before
+it is learned: reading from memory and augmenting, both in the same thread.
 
 The two sides live in two environments (for nnU-Net's see scripts/nnunet_oracle.py). A parent, in either of them,
 starts one process a side, lets them warm up, and then alternates between them, changing the order each round, so that
@@ -112,22 +113,13 @@ def autoseg_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict]:
 
     from autoseg import runtime
     from autoseg.domain.network_plan import NetworkPlan
-    from autoseg.domain.plan import TrainingPlan
     from autoseg.training.batches import Batch
     from autoseg.training.learner import Learner
 
     runtime.configure_allocator()
     device = runtime.pick_device(args.device)
     precision = runtime.pick_precision(args.precision, device)
-    plan = read_plan(args)
-    network = NetworkPlan(
-        in_channels=plan["channels"],
-        num_classes=len(plan["labels"]),
-        blocks_per_stage_encoder=tuple(plan["n_conv_per_stage"]),
-        blocks_per_stage_decoder=tuple(plan["n_conv_per_stage_decoder"]),
-        **{key: as_tuple(plan[key]) for key in ("patch_size", "features_per_stage", "strides", "kernel_sizes")},
-    )
-    training = TrainingPlan(batch_size=plan["batch_size"], batch_dice=plan["batch_dice"])
+    network, training = autoseg_plan(args)
     learner = Learner(network, training, device=device, precision=precision, seed=0)
     size, patch = training.batch_size, network.patch_size
     images = torch.randn(size, network.in_channels, *patch)
@@ -139,7 +131,52 @@ def autoseg_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict]:
         learner.step(Batch(images.to(device), labels.to(device), ("random",) * size), training.learning_rate, done)
         done += 1  # the step read its loss, so it waited for the device
 
-    return step, {"precision": precision, "torch": torch.__version__}
+    return step, {"precision": precision, "optimiser": training.optimiser, "torch": torch.__version__}
+
+
+def augmentation_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict]:
+    """Return a function that reads and augments one batch as in a training, and facts about it."""
+    from itertools import count
+
+    import torch
+
+    from autoseg import runtime
+    from autoseg.training.batches import assemble
+    from autoseg.training.trial import TrialRequest, made_up_reader
+
+    runtime.configure_allocator()
+    device = runtime.pick_device(args.device)
+    network, training = autoseg_plan(args)
+    reader = made_up_reader(TrialRequest(network=network, training=training))
+    numbers = count()
+
+    def step() -> None:
+        assemble(reader.read(next(numbers)), device)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step, {"torch": torch.__version__}
+
+
+def autoseg_plan(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Return the plan's network, and its training by the recipe of a preset."""
+    from autoseg.domain.network_plan import NetworkPlan
+    from autoseg.domain.plan import TrainingPlan
+    from autoseg.planning.presets import preset_rules
+
+    plan = read_plan(args)
+    network = NetworkPlan(
+        in_channels=plan["channels"],
+        num_classes=len(plan["labels"]),
+        blocks_per_stage_encoder=tuple(plan["n_conv_per_stage"]),
+        blocks_per_stage_decoder=tuple(plan["n_conv_per_stage_decoder"]),
+        **{key: as_tuple(plan[key]) for key in ("patch_size", "features_per_stage", "strides", "kernel_sizes")},
+    )
+    recipe = preset_rules(args.recipe).training.model_dump()
+    axes = tuple(range(network.dims))
+    training = TrainingPlan(batch_size=plan["batch_size"], batch_dice=plan["batch_dice"], **recipe)
+    augmentation = training.augmentation.model_copy(update={"mirror_axes": axes})
+    return network, training.model_copy(update={"augmentation": augmentation})
 
 
 def as_tuple(value: Any) -> Any:
@@ -156,7 +193,8 @@ def child(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    step, facts = {"nnunet": nnunet_step, "autoseg": autoseg_step}[args.child](args)
+    steps = {"nnunet": nnunet_step, "autoseg": autoseg_step, "augmentation": augmentation_step}
+    step, facts = steps[args.child](args)
     print(json.dumps(facts), file=answers, flush=True)
     for line in sys.stdin:
         seconds = []
@@ -170,10 +208,10 @@ def child(args: argparse.Namespace) -> None:
 def start(side: str, python: str, args: argparse.Namespace) -> subprocess.Popen:
     """Start the process of one side."""
     command = [python, str(Path(__file__).resolve()), "--child", side]
-    for name in ("plan", "configuration", "threads", "device", "precision"):
+    for name in ("plan", "configuration", "threads", "device", "precision", "recipe"):
         command += [f"--{name}", str(getattr(args, name))]
     path = os.pathsep.join([str(ROOT)] + ([os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []))
-    environment = os.environ | ({"PYTHONPATH": path} if side == "autoseg" else {})
+    environment = os.environ | ({"PYTHONPATH": path} if side != "nnunet" else {})
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -194,7 +232,8 @@ def ask(side: str, process: subprocess.Popen, steps: int) -> list[float]:
 
 def parent(args: argparse.Namespace) -> dict:
     """Alternate both sides in one run; return the seconds of each step and the medians."""
-    given = {"nnunet": args.python_nnunet, "autoseg": args.python_autoseg}
+    ours = args.python_autoseg
+    given = {"nnunet": args.python_nnunet, "autoseg": ours, "augmentation": ours}
     processes = {side: start(side, python, args) for side, python in given.items() if python}
     seconds: dict[str, list[list[float]]] = {side: [] for side in processes}
     facts = {}
@@ -225,13 +264,17 @@ def parent(args: argparse.Namespace) -> dict:
             "median_seconds_per_step": round(statistics.median(medians[side]), 4),
             "seconds": [[round(value, 4) for value in part] for part in parts],
         }
-    if len(medians) == 2:
-        ratios = sorted(a / b for a, b in zip(medians["nnunet"], medians["autoseg"], strict=True))
-        result["nnunet_over_autoseg"] = {
-            "median": round(statistics.median(ratios), 3),
-            "lowest": round(ratios[0], 3),
-            "highest": round(ratios[-1], 3),
-        }
+    for name, (part, whole) in {
+        "autoseg_over_nnunet": ("autoseg", "nnunet"),
+        "augmentation_over_autoseg": ("augmentation", "autoseg"),
+    }.items():
+        if part in medians and whole in medians:
+            ratios = sorted(a / b for a, b in zip(medians[part], medians[whole], strict=True))
+            result[name] = {
+                "median": round(statistics.median(ratios), 3),
+                "lowest": round(ratios[0], 3),
+                "highest": round(ratios[-1], 3),
+            }
     return result
 
 
@@ -248,7 +291,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="auto", help="precision of autoseg's side (nnU-Net has no choice)")
-    parser.add_argument("--child", choices=("nnunet", "autoseg"), help=argparse.SUPPRESS)
+    parser.add_argument("--recipe", default="default", help="preset by which autoseg's side learns")
+    parser.add_argument("--child", choices=("nnunet", "autoseg", "augmentation"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(args)

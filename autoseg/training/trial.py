@@ -197,7 +197,7 @@ def _step_seconds(request: TrialRequest, device: torch.device, precision: str) -
     regions = made_up_regions(network)
     learner = Learner(network, training, device=device, precision=precision, seed=request.seed, regions=regions)
     numbers = count()
-    with Prefetcher(_reader(request).read, 0, PREFETCH_STEPS) as ahead:
+    with Prefetcher(made_up_reader(request).read, 0, PREFETCH_STEPS) as ahead:
 
         def step() -> None:
             # Learning ends with reading the loss, so the device's work is done when it returns.
@@ -206,7 +206,8 @@ def _step_seconds(request: TrialRequest, device: torch.device, precision: str) -
         return runtime.seconds_per_call(step, seconds=request.seconds, most=request.max_steps)
 
 
-def _reader(request: TrialRequest) -> BatchReader:
+def made_up_reader(request: TrialRequest) -> BatchReader:
+    """Reads and augments patches of an image of noise, as a training reads those of its cases."""
     network, training = request.network, request.training
     box = patch_box(network.patch_size)
     depth, height, width = (_SOURCE_FACTOR * size for size in box)
