@@ -300,13 +300,13 @@ def test_only_presets_that_plan_for_time_ask_for_the_speed(monkeypatch: pytest.M
     assert host.budget_of(settings, preset_rules("default"), CPU, 2.5e11).flops_per_second is None
 
 
-def test_the_speed_is_operations_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Begun, then start and end of a call, and a look whether time is left.
-    now = iter([0.0, 0.1, 0.6, 0.6, 0.6, 1.1, 1.3])
+def test_the_speed_is_operations_over_the_seconds_of_the_quickest_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Begun, then start and end of a call, and a look whether time is left; something disturbs the second call.
+    now = iter([0.0, 0.1, 0.6, 0.6, 0.6, 1.1, 1.1, 1.1, 1.9, 1.9])
     monkeypatch.setattr(runtime.time, "perf_counter", lambda: next(now))
     calls: list[int] = []
     assert runtime.flops_per_second(lambda: calls.append(1), 2e9, seconds=1.2, most=9) == pytest.approx(4e9)
-    assert len(calls) == 3
+    assert len(calls) == 4
 
 
 def test_amounts_of_memory() -> None:
