@@ -112,7 +112,6 @@ def autoseg_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict]:
     import torch
 
     from autoseg import runtime
-    from autoseg.domain.network_plan import NetworkPlan
     from autoseg.training.batches import Batch
     from autoseg.training.learner import Learner
 
