@@ -2,7 +2,7 @@
 
     python scripts/bench_side_by_side.py DATA --oracle ORACLE/bin/python --home HOME --out OUT
         [--sets headneck_ct,sarcoma,fetal_brain,membrane] [--vram 1] [--minutes 20] [--fold 0] [--seed 1] [--together]
-        [--only-prepare]
+        [--mirroring off] [--only-prepare]
 
 Each set is planned by both for the same memory; autoseg's `splits.json` becomes nnU-Net's `splits_final.json`. Then
 both train the fold for the same time: one after the other on all cores, or with --together at the same time, each on a
@@ -49,6 +49,7 @@ class Comparison:
     fold: int
     seed: int
     is_together: bool
+    mirroring: str
     plan_words: tuple[str, ...]
 
 
@@ -91,7 +92,7 @@ def train(what: Comparison, name: str, number: int, run: RunFolder, configuratio
     theirs = nnunet(
         *(what, "train", number, "--configuration", configuration, "--fold", str(what.fold)),
         *("--seconds", f"{seconds:g}", "--epoch-steps", str(EPOCH_STEPS), "--val-batches", str(VALIDATION_BATCHES)),
-        *("--threads", str(threads), "--seed", str(what.seed), "--mirroring", "both", "--out", str(theirs_out)),
+        *("--threads", str(threads), "--seed", str(what.seed), "--mirroring", what.mirroring, "--out", str(theirs_out)),
     )
     ours = [sys.executable, "-m", "autoseg", "train", str(run.root), "--config", configuration]
     ours += ["--fold", str(what.fold), "--time-budget", f"{seconds:g}s", "--seed", str(what.seed)]
@@ -125,6 +126,8 @@ def scores(what: Comparison, name: str, number: int, run: RunFolder, configurati
     ]
     rows = []
     for way, predictions, steps, seconds in ways:
+        if not predictions.is_dir():
+            continue
         pairs = [(case.id, predictions / f"{case.id}{dataset.file_ending}", Path(case.labels or "")) for case in cases]
         summary = evaluate_cases(pairs, dataset.labels, tolerance_of(run.read_fingerprint())).summary
         rows.append(
@@ -173,12 +176,14 @@ def main() -> None:
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--together", action="store_true", help="both at the same time, a core each")
+    parser.add_argument("--mirroring", choices=("off", "both"), default="both", help="nnU-Net's, when it predicts")
     parser.add_argument("--only-prepare", action="store_true", help="plan, preprocess for nnU-Net, and stop")
     parser.add_argument("--plan", default="", help="further words for autoseg plan")
     given = parser.parse_args()
     what = Comparison(
         *(given.data, given.oracle, given.home.resolve(), given.out, given.vram, given.minutes, given.fold, given.seed),
         given.together,
+        given.mirroring,
         tuple(given.plan.split()),
     )
     results: list[dict[str, Any]] = []
