@@ -1,9 +1,10 @@
-"""The memory of this machine and of this process: now, at its peak, free."""
+"""The memory of this machine and of this process, now, at its peak, free; and what other programs take of its cores."""
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -24,6 +25,15 @@ MEMORY_POLL_S = 0.005
 
 _ROLLUP_FILE = "/proc/self/smaps_rollup"
 _MEMINFO_FILE = "/proc/meminfo"
+
+_STAT_FILE = "/proc/stat"
+_STAT_COLUMNS = 8
+_IDLE_COLUMNS = (3, 4)
+"""Idle, and waiting for a disk."""
+
+_MOST_OTHER_WORK = 0.9
+"""Where less of the cores is left, what was measured says nothing of a free machine."""
+
 _CGROUP_FOLDERS = ("/sys/fs/cgroup", "/sys/fs/cgroup/memory")
 _CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 """Names of limit and use in versions 2 and 1 of Linux's control groups; a container's memory is limited by them."""
@@ -133,6 +143,50 @@ def _number_in(file: str) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdigit() else None
+
+
+class OtherWork:
+    """The part of this process's cores that other programs took inside a `with` block.
+
+    From the system's own account of its cores, less the CPU time of this process; Linux alone tells.
+
+    Attributes:
+        fraction: The result, once the block is over, from 0 to less than 1; 0 where the system does not tell.
+    """
+
+    def __init__(self) -> None:
+        self._before: tuple[int, int, float] | None = None
+        self.fraction = 0.0
+
+    def __enter__(self) -> Self:
+        self._before = self._now()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        now = self._now()
+        if now is None or self._before is None:
+            return
+        busy, whole, own = (late - early for late, early in zip(now, self._before, strict=True))
+        if whole > 0:
+            others = busy - own * os.sysconf("SC_CLK_TCK")
+            self.fraction = min(max(others / whole, 0.0), _MOST_OTHER_WORK)
+
+    @staticmethod
+    def _now() -> tuple[int, int, float] | None:
+        """Ticks in which the cores had work, all their ticks, and seconds of this process."""
+        try:
+            cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+            with open(_STAT_FILE, encoding="ascii") as handle:
+                lines = [line.split() for line in handle if line.startswith("cpu")]
+        except (OSError, AttributeError):
+            return None
+        # The last two columns, guests, are part of the first two.
+        ticks = [[int(value) for value in line[1 : 1 + _STAT_COLUMNS]] for line in lines if line[0] in cores]
+        whole = sum(map(sum, ticks))
+        idle = sum(line[column] for line in ticks for column in _IDLE_COLUMNS)
+        return whole - idle, whole, time.process_time()
 
 
 class MemoryGate:

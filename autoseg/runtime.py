@@ -304,21 +304,6 @@ def seconds_per_call(call: Callable[[], object], *, seconds: float, most: int, w
     return tuple(taken)
 
 
-def flops_per_second(call: Callable[[], object], flops: float, *, seconds: float, most: int = 1000) -> float:
-    """The speed of this machine, by a computation whose operations are known.
-
-    Args:
-        call: The computation; see `seconds_per_call`.
-        flops: Operations of one call.
-        seconds: The measurement takes about so long.
-        most: Most calls.
-
-    Returns:
-        Operations a second, by the quickest of the calls: other programs can only make a call longer.
-    """
-    return flops / min(seconds_per_call(call, seconds=seconds, most=most))
-
-
 def cpu_name() -> str:
     """The processor's name, as far as the system tells."""
     try:

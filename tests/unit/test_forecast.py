@@ -14,7 +14,7 @@ import torch
 from planning_cases import fingerprint_of, plan_of
 from toy_training import toy_plan
 
-from autoseg import machine, runtime
+from autoseg import machine
 from autoseg.cli.app import main
 from autoseg.config import PlanSettings, TrainSettings
 from autoseg.domain.fingerprint import CaseStats, Fingerprint
@@ -30,6 +30,7 @@ from autoseg.pipeline.forecast import Forecast, MeasuredStep, Measurements, make
 from autoseg.pipeline.host import Target
 from autoseg.planning.presets import preset_rules
 from autoseg.training import trial
+from autoseg.training.speed import undisturbed_seconds
 from autoseg.training.trial import TrialRequest, TrialResult
 
 CPU = Target(torch.device("cpu"), "fp32")
@@ -300,13 +301,34 @@ def test_only_presets_that_plan_for_time_ask_for_the_speed(monkeypatch: pytest.M
     assert host.budget_of(settings, preset_rules("default"), CPU, 2.5e11).flops_per_second is None
 
 
-def test_the_speed_is_operations_over_the_seconds_of_the_quickest_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Begun, then start and end of a call, and a look whether time is left; something disturbs the second call.
-    now = iter([0.0, 0.1, 0.6, 0.6, 0.6, 1.1, 1.1, 1.1, 1.9, 1.9])
-    monkeypatch.setattr(runtime.time, "perf_counter", lambda: next(now))
-    calls: list[int] = []
-    assert runtime.flops_per_second(lambda: calls.append(1), 2e9, seconds=1.2, most=9) == pytest.approx(4e9)
-    assert len(calls) == 4
+def test_seconds_of_a_step_are_those_of_a_machine_that_does_nothing_else() -> None:
+    assert undisturbed_seconds([0.5, 0.8, 0.5], 0.0) == 0.5
+    # Disturbed all the time: half of the cores was left.
+    assert undisturbed_seconds([1.0, 1.1, 0.9], 0.5) == pytest.approx(0.5)
+    # Disturbed now and then: the quickest had all of them.
+    assert undisturbed_seconds([0.5, 2.0, 0.5], 0.1) == 0.5
+
+
+def test_work_of_other_programs_is_seen_and_own_work_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(machine, "_STAT_FILE", str(stat))
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {1})
+    monkeypatch.setattr(machine.os, "sysconf", lambda _: 100)
+    own = iter([5.0, 5.6])
+    monkeypatch.setattr(machine.time, "process_time", lambda: next(own))
+    # User, nice, system, idle, waiting, two kinds of interrupts, stolen; guests, which are users.
+    stat.write_text("cpu 9 9 9 9 9 9 9 9 9 9\ncpu0 0 0 0 0 0 0 0 0 0 0\ncpu1 100 0 0 50 10 0 0 0 7 7\n")
+    with machine.OtherWork() as others:
+        stat.write_text("cpu 1 1 1 1 1 1 1 1 1 1\ncpu0 999 0 0 0 0 0 0 0 0 0\ncpu1 160 20 5 60 10 0 0 5 99 7\n")
+    # 60 of the 90 ticks with work were this process's own, and there were 100 in all.
+    assert others.fraction == pytest.approx(0.3)
+
+
+def test_without_the_systems_account_nobody_else_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "_STAT_FILE", str(tmp_path / "missing"))
+    with machine.OtherWork() as others:
+        pass
+    assert others.fraction == 0.0
 
 
 def test_amounts_of_memory() -> None:
