@@ -20,7 +20,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -176,19 +177,22 @@ def main() -> None:
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--together", action="store_true", help="both at the same time, a core each")
-    parser.add_argument("--mirroring", choices=("off", "both"), default="both", help="nnU-Net's, when it predicts")
+    parser.add_argument(
+        "--mirroring", default="both", help="nnU-Net's when it predicts: off or both, one, or one a set"
+    )
     parser.add_argument("--only-prepare", action="store_true", help="plan, preprocess for nnU-Net, and stop")
     parser.add_argument("--plan", default="", help="further words for autoseg plan")
     given = parser.parse_args()
     what = Comparison(
         *(given.data, given.oracle, given.home.resolve(), given.out, given.vram, given.minutes, given.fold, given.seed),
         given.together,
-        given.mirroring,
+        "",
         tuple(given.plan.split()),
     )
     results: list[dict[str, Any]] = []
-    for offset, name in enumerate(given.sets.split(",")):
-        number = FIRST_ID + offset
+    names, mirrorings = given.sets.split(","), given.mirroring.split(",")
+    for offset, (name, mirroring) in enumerate(zip(names, cycle(mirrorings), strict=False)):
+        number, what = FIRST_ID + offset, replace(what, mirroring=mirroring)
         run, configuration = prepare(what, name, number)
         if given.only_prepare:
             continue
