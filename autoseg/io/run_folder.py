@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from autoseg.domain.dataset import Dataset, Splits
 from autoseg.domain.fingerprint import Fingerprint
+from autoseg.domain.inference import InferenceRecipe
 from autoseg.domain.plan import Plan
 from autoseg.domain.values import Value
 from autoseg.errors import ConfigError, PlanError
@@ -55,6 +56,11 @@ class RunFolder:
     def forecast_file(self) -> Path:
         """What was measured on this host."""
         return self.root / "forecast.json"
+
+    @property
+    def inference_file(self) -> Path:
+        """What `predict` uses; it need not be there."""
+        return self.root / "inference.json"
 
     @property
     def report_folder(self) -> Path:
@@ -123,6 +129,14 @@ class RunFolder:
             ConfigError: Missing or not valid.
         """
         return self._read(self.splits_file, Splits)
+
+    def read_inference(self) -> InferenceRecipe | None:
+        """What `predict` uses; None where nothing was chosen.
+
+        Raises:
+            ConfigError: Not valid.
+        """
+        return self._read(self.inference_file, InferenceRecipe) if self.inference_file.is_file() else None
 
     def write(self, path: Path, value: Value) -> None:
         """Write a value as JSON, whole or not at all."""

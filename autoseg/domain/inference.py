@@ -1,0 +1,162 @@
+"""What `predict RUN` uses (`inference.json`): models with their weights, and what is done to the label map afterwards.
+
+Chosen by cross-validation, or written by people; read by prediction and carried along by an exported model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from autoseg.domain.dataset import LabelSchema
+from autoseg.domain.values import Value
+
+SCHEMA_VERSION = 1
+
+FoldName = int | Literal["all"]
+
+Connectivity = Literal["faces", "edges", "corners"]
+"""Which neighbours belong together: in 3D 6, 18 or 26 of them. Along an axis of one voxel there are none."""
+
+
+class Member(Value):
+    """The models of one configuration.
+
+    Attributes:
+        configuration: Its name in the plan. Of a cascade the previous stage goes first, with all of its folds that are
+            there.
+        folds: Their logits are averaged on the prepared grid; () stands for every finished fold.
+        weight: Of its probabilities in the mean over the members, relative to the others.
+        temperature: Its logits are divided by this before they become probabilities.
+    """
+
+    configuration: str
+    folds: tuple[FoldName, ...] = ()
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _folds_differ(self) -> Self:
+        if len(set(self.folds)) != len(self.folds):
+            raise ValueError(f"{self.configuration}: a fold counts once, got {self.folds}")
+        return self
+
+
+class ComponentRule(Value):
+    """A rule about connected components of classes, on the label map as it is written.
+
+    Attributes:
+        classes: Names of classes or regions, at least one. A voxel belongs to a region if its label value is one of the
+            region's.
+        joined: Whether components are those of all these classes together; else those of each class, one class after
+            the other.
+        connectivity: Of the components.
+    """
+
+    classes: tuple[str, ...]
+    joined: bool = False
+    connectivity: Connectivity = "corners"
+
+    @model_validator(mode="after")
+    def _has_classes(self) -> Self:
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"a rule needs different classes, at least one, got {self.classes}")
+        return self
+
+
+class KeepLargest(ComponentRule):
+    """Keep the largest components by voxels; of equal ones that which comes first in the array. The others go.
+
+    Attributes:
+        count: How many are kept.
+        becomes: Label value of the voxels that go; 0 is background.
+    """
+
+    kind: Literal["keep_largest"] = "keep_largest"
+    count: int = Field(default=1, ge=1)
+    becomes: int = Field(default=0, ge=0)
+
+
+class DropSmall(ComponentRule):
+    """Components of less than a volume go.
+
+    Attributes:
+        min_ml: The volume in millilitres; a component of exactly this volume stays.
+        becomes: Label value of the voxels that go; 0 is background.
+    """
+
+    kind: Literal["drop_small"] = "drop_small"
+    min_ml: float = Field(gt=0, allow_inf_nan=False)
+    becomes: int = Field(default=0, ge=0)
+
+
+class FillHoles(ComponentRule):
+    """Background that is enclosed by a class becomes that class; voxels of other classes stay what they are.
+
+    A hole is a connected part of what is not the class that touches no side of the image. Only its voxels with label
+    value 0 change: to the value of the class, of a region to the value it is written with; where classes are joined to
+    that of the first.
+
+    Attributes:
+        max_ml: Larger holes stay, in millilitres; None fills all.
+        connectivity: Of the holes.
+    """
+
+    kind: Literal["fill_holes"] = "fill_holes"
+    max_ml: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    connectivity: Connectivity = "faces"
+
+
+Rule = Annotated[KeepLargest | DropSmall | FillHoles, Field(discriminator="kind")]
+
+
+class InferenceRecipe(Value):
+    """What `inference.json` holds.
+
+    Each member's logits, averaged over its folds, are resampled to the image's own grid, divided by the temperature and
+    made probabilities; the weighted mean over the members decides. Then the rules are applied, in order.
+
+    Attributes:
+        members: At least one; each configuration at most once.
+        postprocessing: In the order in which they are applied.
+        provenance: How it was chosen, for people; nothing depends on it.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    members: tuple[Member, ...]
+    postprocessing: tuple[Rule, ...] = ()
+    provenance: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @field_validator("schema_version")
+    @classmethod
+    def _is_known(cls, version: int) -> int:
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"this autoseg reads version {SCHEMA_VERSION}, not {version}: use the version that wrote it"
+            )
+        return version
+
+    @model_validator(mode="after")
+    def _members_differ(self) -> Self:
+        names = [member.configuration for member in self.members]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"at least one member is needed, each configuration once, got {names}")
+        return self
+
+
+def rules_problems(rules: Sequence[Rule], labels: LabelSchema) -> tuple[str, ...]:
+    """Why rules do not fit the labels, in words; nothing when they do.
+
+    Args:
+        rules: Of an `InferenceRecipe`.
+        labels: Of the models.
+    """
+    problems = []
+    for number, rule in enumerate(rules):
+        where = f"postprocessing.{number} ({rule.kind})"
+        problems += [f"{where}: there is no class {name!r}" for name in rule.classes if name not in labels.names]
+        if not isinstance(rule, FillHoles) and rule.becomes not in labels.label_values:
+            problems.append(f"{where}: becomes is {rule.becomes}, which is none of {list(labels.label_values)}")
+    return tuple(problems)
