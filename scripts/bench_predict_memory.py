@@ -44,22 +44,23 @@ def child(spec: dict[str, Any]) -> None:
 
     baseline = pss_bytes("self")
     from autoseg.domain.dataset import Case
-    from autoseg.inference import predictor as module
+    from autoseg.inference.cases import predict_cases
+    from autoseg.inference.predictor import Predictor
     from autoseg.io.model import load_model
 
     sizes: dict[str, int] = {}
-    prepare = module.Predictor.prepare
+    prepare = Predictor.prepare
 
-    def noted(self: module.Predictor, volume: Any) -> Any:
+    def noted(self: Predictor, volume: Any) -> Any:
         prepared = prepare(self, volume)
         sizes["image_bytes"], sizes["prepared_bytes"] = volume.array.nbytes, prepared.image.nbytes
         return prepared
 
-    module.Predictor.prepare = noted  # type: ignore[method-assign]
+    Predictor.prepare = noted  # type: ignore[method-assign]
     torch.set_num_threads(spec["threads"])
     case = Case(id="volume", images=(spec["image"],))
     started = time.monotonic()
-    outcome = module.predict_cases(
+    outcome = predict_cases(
         [load_model(Path(spec["model"]))],
         [case],
         Path(spec["out"]),

@@ -231,8 +231,9 @@ def compare_model(args: argparse.Namespace, folder: Path, work: Path, images: Pa
     """Import a trained configuration, let both programs predict, compare."""
     import numpy as np
 
+    from autoseg.inference.cases import predict_cases
     from autoseg.inference.inputs import find_cases
-    from autoseg.inference.predictor import Predictor, predict_cases
+    from autoseg.inference.predictor import Predictor
     from autoseg.inference.tta import with_mirroring
     from autoseg.interop.nnunet import import_nnunet
     from autoseg.network.unet import restore

@@ -16,7 +16,9 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run folder, or one trained fold's folder.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN|MODEL", help="A run folder, an exported model, or one trained fold's folder.")
+    ],
     inputs: Annotated[
         list[Path],
         typer.Argument(
@@ -39,6 +41,13 @@ def predict(
     ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    shard: Annotated[
+        str,
+        typer.Option("--shard", metavar="I/N", help="Segment only part I of N of the cases, as 1/4: for schedulers."),
+    ] = "1/1",
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Do finished cases again; else those that are whole are skipped.")
+    ] = False,
     dicom_seg: Annotated[
         bool,
         typer.Option(
@@ -46,7 +55,10 @@ def predict(
         ),
     ] = False,
 ) -> None:
-    """Segment new images on their own grid; a failing image does not stop the others (exit 3 at the end)."""
+    """Segment new images on their own grid; a failing image does not stop the others (exit 3 at the end).
+
+    The same command goes on where it was stopped: what is finished and whole is skipped.
+    """
     from autoseg.cli.output import TerminalProgress, stdout
     from autoseg.io.dicom_seg import segmentation_path
     from autoseg.pipeline import prediction
@@ -62,6 +74,8 @@ def predict(
         skip_empty=skip_empty,
         device=device,
         precision=precision,
+        shard=shard,
+        restart=restart,
         dicom_seg=dicom_seg,
         progress=TerminalProgress(),
     )

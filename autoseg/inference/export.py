@@ -70,7 +70,7 @@ def labels_from_stream(
     resamplers = [SlabResampler(change, axis, part=part) for _ in range(schema.num_outputs)]
     decide = _regions if schema.has_regions else _winning_classes
     for _, _, slab in stream:
-        for logits in torch.split(slab, _rows_per_chunk(change, column, axis, slab.device), dim=axis + 1):
+        for logits in torch.split(slab, rows_per_chunk(change, column, axis, slab.device), dim=axis + 1):
             start, stop, found = _finished(decide, resamplers, logits, has_other_way=logits.device.type != "cpu")
             if found is not None:
                 numbers = found.cpu().numpy()
@@ -79,7 +79,8 @@ def labels_from_stream(
     return labels
 
 
-def _rows_per_chunk(change: GridChange, column: Column, axis: int, device: torch.device) -> int:
+def rows_per_chunk(change: GridChange, column: Column, axis: int, device: torch.device) -> int:
+    """How many rows of one class are resampled at a time."""
     most, voxels = _CHUNK_VOXELS if device.type == "cpu" else _CHUNK_VOXELS_ELSEWHERE, 1.0
     for other, (rows, new_rows) in enumerate(zip(column.rows, column.new_rows, strict=True)):
         size, new_size = rows.stop - rows.start, new_rows.stop - new_rows.start

@@ -2,72 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from autoseg.domain.dataset import Case
-from autoseg.inference.outcome import Attempt, PredictionOutcome, attempt
-from autoseg.runtime import Progress, one_core_each
+from autoseg.inference.outcome import Attempt, CaseResult, attempt
+from autoseg.runtime import one_core_each
 
 R = TypeVar("R")
 S = TypeVar("S")
 
+Written = Sequence[Path]
+"""The files of a case, its label map first."""
+
+Writing = tuple[Case, Future[Attempt[Written]]]
+
 
 def run_line(
-    cases: Sequence[Case],
-    targets: Sequence[Path],
+    cases: Iterable[Case],
     read: Callable[[Case], R],
     segment: Callable[[R], S],
-    write: Callable[[Case, Path, S], None],
-    progress: Progress,
-) -> PredictionOutcome:
+    write: Callable[[Case, S], Written],
+    note: Callable[[CaseResult], bool],
+) -> None:
     """Read, segment and write in three threads, one case apart: at most three cases are in memory.
 
     A case that fails does not stop the others.
 
     Args:
-        cases: In this order.
-        targets: Where each is written.
+        cases: In this order; asked for in the thread that reads, one case ahead.
         read: In a thread of its own, one case ahead.
         segment: In the calling thread.
         write: In a thread of its own, while the next case is segmented.
-        progress: One step a case.
+        note: Told what came of each case, in the calling thread and in the order of the cases; False stops the line.
     """
-    progress.start("Segmenting", len(cases))
-    written: list[Path] = []
-    failures: list[tuple[str, bool]] = []
+    source = iter(cases)
 
-    def note(case: Case, target: Path, outcome: Attempt[Any]) -> None:
-        if outcome.failure is None:
-            written.append(target)
-        else:
-            failures.append((f"{case.id}: {outcome.failure}", outcome.is_short_of_memory))
-        progress.advance(note=case.id)
+    def pull() -> tuple[Case, Attempt[R]] | None:
+        case = next(source, None)
+        return None if case is None else (case, _attempt(read, case))
 
     beside = one_core_each()
     with ThreadPoolExecutor(1, "read", beside) as reader, ThreadPoolExecutor(1, "write", beside) as writer:
-        coming = [reader.submit(_attempt, read, case) for case in cases[:1]]
-        writing: list[tuple[Case, Path, Future[Attempt[None]]]] = []
-        for number, (case, target) in enumerate(zip(cases, targets, strict=True)):
-            ready = coming.pop().result()
-            coming += [reader.submit(_attempt, read, later) for later in cases[number + 1 : number + 2]]
+        coming, writing, goes_on = reader.submit(pull), list[Writing](), True
+        while goes_on and (pulled := coming.result()) is not None:
+            coming = reader.submit(pull)
+            case, ready = pulled
             outcome = _segment(segment, ready)
-            del ready
-            while writing:
-                _note_written(writing.pop(), note)
+            # Else they would be in memory until the next ones are there.
+            del ready, pulled
+            goes_on = _note_written(writing, note)
             if outcome.value is None:
-                note(case, target, outcome)
+                goes_on &= note(outcome.result(case.id))
                 continue
-            writing.append((case, target, writer.submit(_attempt, write, case, target, outcome.value)))
-            # Else it would be in memory until the next one is there.
+            writing.append((case, writer.submit(_attempt, write, case, outcome.value)))
             del outcome
-        while writing:
-            _note_written(writing.pop(), note)
-    progress.finish(f"{len(written)} label maps")
-    num_short_of_memory = sum(is_short for _, is_short in failures)
-    return PredictionOutcome(tuple(written), tuple(text for text, _ in failures), num_short_of_memory)
+        _note_written(writing, note)
 
 
 def _attempt(step: Callable[..., R], *arguments: Any) -> Attempt[R]:
@@ -75,13 +67,14 @@ def _attempt(step: Callable[..., R], *arguments: Any) -> Attempt[R]:
 
 
 def _segment(segment: Callable[[R], S], ready: Attempt[R]) -> Attempt[S]:
-    if ready.value is None:
-        return Attempt(failure=ready.failure, is_short_of_memory=ready.is_short_of_memory)
-    return _attempt(segment, ready.value)
+    return ready.failed() if ready.value is None else _attempt(segment, ready.value)
 
 
-def _note_written(
-    item: tuple[Case, Path, Future[Attempt[None]]], note: Callable[[Case, Path, Attempt[Any]], None]
-) -> None:
-    case, target, future = item
-    note(case, target, future.result())
+def _note_written(writing: list[Writing], note: Callable[[CaseResult], bool]) -> bool:
+    """Wait for what is being written; whether to go on."""
+    goes_on = True
+    while writing:
+        case, future = writing.pop()
+        outcome = future.result()
+        goes_on &= note(outcome.result(case.id, outcome.value or ()))
+    return goes_on

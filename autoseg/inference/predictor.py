@@ -1,55 +1,41 @@
-"""Models resident in memory that turn volumes into label maps, and the same for many files."""
+"""Models of one configuration, resident in memory, that turn volumes into label maps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoseg.domain.dataset import Case
-from autoseg.domain.geometry import Geometry, Volume
+from autoseg.domain.geometry import Volume
 from autoseg.errors import ConfigError, DatasetError, ModelError
 from autoseg.inference.columns import Column, make_columns
 from autoseg.inference.empty import SkippingEmpty
 from autoseg.inference.export import LabelMap, labels_from_stream
 from autoseg.inference.fitting import common_settings, default_tile_batch, device_hint, sums_dtype
-from autoseg.inference.inputs import output_ending, require_channels, warn_of_cubes
+from autoseg.inference.inputs import require_channels
 from autoseg.inference.interleaved import interleaved
 from autoseg.inference.ladder import Ladder
-from autoseg.inference.line import run_line
-from autoseg.inference.outcome import MEMORY_HINT, PredictionOutcome
+from autoseg.inference.outcome import MEMORY_HINT
 from autoseg.inference.resident import averaged, resident
 from autoseg.inference.sliding_window import (
     Forward,
     PlacedForward,
+    Slab,
     TileGrid,
     make_grid,
     stream_slabs,
 )
 from autoseg.inference.tta import Tta, mirrors_of, with_mirroring
-from autoseg.io.images import read_case, read_labels, write_labels
 from autoseg.io.maps import IndexMap
 from autoseg.io.model import Model
 from autoseg.preprocessing.previous import previous_map
 from autoseg.preprocessing.transform import Prepared, apply
-from autoseg.runtime import (
-    NoProgress,
-    Progress,
-    configure_allocator,
-    device_memory_errors,
-    pick_device,
-    pick_precision,
-)
+from autoseg.runtime import device_memory_errors, pick_device, pick_precision
 
 _CPU = torch.device("cpu")
-
-WriteBeside = Callable[[Case, Path, LabelMap], None]
-"""Gets a case, where its label map was written, and the label map."""
 
 
 class Predictor:
@@ -228,158 +214,43 @@ class Predictor:
 
     def segment(self, prepared: Prepared, previous: IndexMap | None = None) -> LabelMap:
         """The second half of a prediction; see `__call__` and `logits`."""
+        trail, plan = prepared.trail, self.settings.preprocess
+        labels: LabelMap | None = None
+
+        def decide(column: Column, axis: int, stream: Iterator[Slab]) -> None:
+            nonlocal labels
+            labels = labels_from_stream(stream, axis, trail, plan, self.labels, column=column, into=labels)
+
+        self.each_column(prepared, decide, previous)
+        assert labels is not None
+        return labels
+
+    def each_column(
+        self,
+        prepared: Prepared,
+        use: Callable[[Column, int, Iterator[Slab]], None],
+        previous: IndexMap | None = None,
+    ) -> None:
+        """Give the logits of a prepared image, in columns if it is large, to whoever decides about labels.
+
+        Args:
+            prepared: See `prepare`.
+            use: Gets the part of the image, the streaming axis and the stream, which it uses up, see `stream_slabs`.
+            previous: See `logits`.
+
+        Raises:
+            ModelError: See `logits`.
+            DeviceMemoryError: The device has too little memory.
+        """
         self._require_previous(previous)
         patch = self.settings.network.patch_size
         what = f"{self.device} ran out of memory with {self.tile_batch} tiles of {patch} voxels at a time"
         with device_memory_errors(what, device_hint(self.device)), torch.inference_mode():
-            return self._segment(prepared, previous)
-
-    def _segment(self, prepared: Prepared, previous: IndexMap | None) -> LabelMap:
-        grid, trail, plan = self._grid(prepared), prepared.trail, self.settings.preprocess
-        value_bytes = sums_dtype(self.precision).itemsize
-        columns = make_columns(
-            grid, trail.change_back(plan), self.labels.num_outputs, value_bytes, self.most_sums_bytes
-        )
-        ladder = self._ladder(grid)
-        labels: LabelMap | None = None
-        for column in columns:
-            stream = self._stream(ladder, grid, prepared, previous, column)
-            labels = labels_from_stream(stream, grid.stream_axis, trail, plan, self.labels, column=column, into=labels)
-        # What was too much for this image is so for the next.
-        self.tile_batch = ladder.tile_batch
-        assert labels is not None
-        return labels
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ready:
-    """A case that is ready for the networks.
-
-    Attributes:
-        image: For the network that gives the result.
-        earlier: Of a cascade: the image as the previous stage sees it, or the label map that it made of it before.
-    """
-
-    image: Prepared
-    earlier: Prepared | NDArray[np.integer] | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stages:
-    """The network that gives the result, and what comes before it in a cascade.
-
-    Attributes:
-        last: Gives the result.
-        first: Of a cascade: its previous stage, or label maps that it made before, by case id; else None.
-    """
-
-    last: Predictor
-    first: Predictor | Mapping[str, Path] | None = None
-
-    def read(self, case: Case) -> Ready:
-        """Read and prepare a case, without the networks: may run in another thread."""
-        volume = read_case(case, self.last.num_channels)
-        warn_of_cubes(case, volume.geometry)
-        image = self.last.prepare(volume)
-        if self.first is None:
-            return Ready(image)
-        if isinstance(self.first, Predictor):
-            return Ready(image, self.first.prepare(volume))
-        return Ready(image, read_labels(self.first[case.id], volume.geometry)[0])
-
-    def segment(self, ready: Ready) -> LabelMap:
-        """Label values on the file's grid, by one stage after the other."""
-        earlier = ready.earlier
-        if earlier is None:
-            return self.last.segment(ready.image)
-        if isinstance(earlier, Prepared):
-            assert isinstance(self.first, Predictor)
-            earlier = self.first.segment(earlier)
-        return self.last.segment(ready.image, self.last.previous_map(earlier, ready.image))
-
-
-def predict_cases(
-    models: Sequence[Model],
-    cases: Sequence[Case],
-    out: Path,
-    ending: str | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    *,
-    tta: Tta = "none",
-    overlap: float | None = None,
-    skip_empty: bool = False,
-    previous: Sequence[Model] | Mapping[str, Path] | None = None,
-    write_beside: WriteBeside | None = None,
-    progress: Progress | None = None,
-) -> PredictionOutcome:
-    """Segment cases and write one label map each; a failing case does not stop the others.
-
-    While the network works on one case, the next is read and prepared and the last one is written: at most three cases
-    are in memory.
-
-    Args:
-        models: See `Predictor`.
-        cases: What to segment; their labels are not read.
-        out: Folder for OUT/ID.ending, made when missing.
-        ending: Of the label maps; None takes each image's own (PNG for pictures).
-        device: See `Predictor`.
-        precision: See `Predictor`.
-        tta: See `Predictor`.
-        overlap: See `Predictor`; of a cascade, of both stages.
-        skip_empty: See `Predictor`.
-        previous: Of a cascade: the models of its previous stage, or label maps that they made before, by case id.
-        write_beside: Writes what else is made of a label map, after it.
-        progress: One step a case.
-
-    Raises:
-        ConfigError: An output would overwrite an input, or a setting is not possible.
-        ModelError: See `Predictor`.
-        DeviceMemoryError: See `Predictor`; where memory ran out for single cases the outcome says so.
-    """
-    targets = [Path(out) / f"{case.id}{ending or output_ending(case)}" for case in cases]
-    _refuse_overwriting(cases, targets)
-    # What reading and preparing have freed serves the network.
-    configure_allocator(share_arena=True)
-
-    def load(members: Sequence[Model]) -> Predictor:
-        return Predictor(members, device=device, precision=precision, tta=tta, overlap=overlap, skip_empty=skip_empty)
-
-    last = load(models)
-    first = previous if previous is None or isinstance(previous, Mapping) else load(previous)
-    _require_that_stages_fit(last, first)
-    stages = Stages(last, first)
-
-    def segment(ready: Ready) -> tuple[LabelMap, Geometry]:
-        return stages.segment(ready), ready.image.trail.geometry
-
-    def write(case: Case, target: Path, found: tuple[LabelMap, Geometry]) -> None:
-        write_labels(target, *found)
-        if write_beside is not None:
-            write_beside(case, target, found[0])
-
-    return run_line(cases, targets, stages.read, segment, write, progress or NoProgress())
-
-
-def _refuse_overwriting(cases: Sequence[Case], targets: Sequence[Path]) -> None:
-    sources = {Path(file).resolve() for case in cases for file in case.files}
-    clashes = sorted(str(target) for target in targets if target.resolve() in sources)
-    if clashes:
-        raise ConfigError(
-            "label maps would overwrite their images", problems=clashes, hint="Choose another folder for --out."
-        )
-
-
-def _require_that_stages_fit(last: Predictor, first: Predictor | Mapping[str, Path] | None) -> None:
-    stage = last.settings.previous_stage
-    if (stage is None) != (first is None):
-        raise ModelError(
-            "a previous stage was given to a model that sees images alone"
-            if stage is None
-            else f"a cascade cannot predict alone: it needs {stage}, its previous stage"
-        )
-    if isinstance(first, Predictor) and (first.labels, first.num_channels) != (last.labels, last.num_channels):
-        raise ModelError(
-            "the models of the cascade and of its previous stage have other labels or channels",
-            hint="Use two stages of one plan.",
-        )
+            grid, change = self._grid(prepared), prepared.trail.change_back(self.settings.preprocess)
+            value_bytes = sums_dtype(self.precision).itemsize
+            columns = make_columns(grid, change, self.labels.num_outputs, value_bytes, self.most_sums_bytes)
+            ladder = self._ladder(grid)
+            for column in columns:
+                use(column, grid.stream_axis, self._stream(ladder, grid, prepared, previous, column))
+            # What was too much for this image is so for the next.
+            self.tile_batch = ladder.tile_batch

@@ -33,6 +33,7 @@ __all__ = [
     "Forward",
     "PlacedForward",
     "Shape",
+    "Slab",
     "TileGrid",
     "make_grid",
     "profile",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -23,6 +24,9 @@ try:
     import fcntl
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says when there is no room left, or none for this user."""
 
 _HASH_CHUNK_BYTES = 1 << 20
 

@@ -13,7 +13,7 @@ from autoseg.domain.plan import Configuration
 from autoseg.errors import ConfigError, ModelError
 from autoseg.io.files import read_json, remove_leftovers
 from autoseg.io.maps import MapStore, OutOfFoldMaps
-from autoseg.io.model import PREVIOUS_WEIGHTS, Model, load_model, read_card
+from autoseg.io.model import PREVIOUS_WEIGHTS, Model, ModelCard, load_model, read_card
 from autoseg.io.run_folder import RunFolder, fold_name, is_trained, trained_folds_in
 from autoseg.pipeline.cases import SILENT, map_cases
 from autoseg.pipeline.disk import DiskGuard, most_bytes
@@ -205,10 +205,27 @@ def load_previous(models: Sequence[Model]) -> tuple[Model, ...] | None:
     Raises:
         ModelError: The previous stage is not there.
     """
-    card, folder = models[0].card, models[0].folder
+    cards = [model.card for model in models]
+    if cards[0].settings.previous_stage is None:
+        return None
+    previous = tuple(load_model(folder) for folder in previous_folders(cards[0], models[0].folder))
+    warn_of_other_weights(cards, [model.card for model in previous])
+    return previous
+
+
+def previous_folders(card: ModelCard, folder: Path | None) -> tuple[Path, ...]:
+    """The fold folders of a cascade's previous stage, every finished one; () when it is no cascade.
+
+    Args:
+        card: Of a model of the cascade.
+        folder: Of that model.
+
+    Raises:
+        ModelError: The previous stage is not there.
+    """
     stage = card.settings.previous_stage
     if stage is None:
-        return None
+        return ()
     # models/CASCADE/fold_K stands beside models/STAGE.
     stage_folder = None if folder is None else folder.resolve().parent.parent / stage
     folds = () if stage_folder is None else trained_folds_in(stage_folder)
@@ -218,24 +235,22 @@ def load_previous(models: Sequence[Model]) -> tuple[Model, ...] | None:
             hint=f"Predict with its run, where {stage} is trained (autoseg train RUN --config {stage}), or copy the "
             f"run's folder models/{stage} there.",
         )
-    previous = tuple(load_model(stage_folder / fold_name(fold)) for fold in folds)
-    _warn_of_other_weights(models, previous)
-    return previous
+    return tuple(stage_folder / fold_name(fold) for fold in folds)
 
 
-def _warn_of_other_weights(models: Sequence[Model], previous: Sequence[Model]) -> None:
+def warn_of_other_weights(cards: Sequence[ModelCard], previous: Sequence[ModelCard]) -> None:
     """Say when the previous stage was trained again after the cascade had learned from it."""
-    now = {fold_name(model.card.fold): model.card.weights_sha256 for model in previous}
-    for model in models:
-        then = model.card.provenance.get(PREVIOUS_WEIGHTS)
+    now = {fold_name(card.fold): card.weights_sha256 for card in previous}
+    for card in cards:
+        then = card.provenance.get(PREVIOUS_WEIGHTS)
         if not isinstance(then, dict):
             continue
         changed = sorted(fold for fold, weights in then.items() if now.get(fold, weights) != weights)
         if changed:
             log.warning(
                 "%s fold %s learned from other weights of %s than there are now (%s): train it again with --restart",
-                model.card.configuration,
-                model.card.fold,
-                model.card.settings.previous_stage,
+                card.configuration,
+                card.fold,
+                card.settings.previous_stage,
                 ", ".join(changed),
             )

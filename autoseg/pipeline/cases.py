@@ -11,8 +11,8 @@ from typing import TypeVar
 from autoseg.domain.dataset import Case
 from autoseg.domain.values import Value
 from autoseg.errors import AutosegError, DatasetError, DeviceMemoryError
+from autoseg.io.files import FULL_DISK
 from autoseg.machine import MemoryGate, host_memory_bytes
-from autoseg.pipeline.disk import FULL_DISK
 from autoseg.pipeline.tasks import labels_of
 from autoseg.pipeline.worker import Answer, Problem
 from autoseg.pipeline.workers import Processes, Task, Threads, WorkerEnded, Workers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -14,12 +13,10 @@ from autoseg.domain.dataset import Case
 from autoseg.domain.fingerprint import Fingerprint
 from autoseg.domain.plan import PreprocessPlan
 from autoseg.errors import ConfigError
+from autoseg.io.files import FULL_DISK
 from autoseg.io.store import LOCATIONS_FRACTION, MIN_LOCATIONS
 from autoseg.planning.kept import FLOAT32_BYTES
 from autoseg.planning.memory import LABEL_BYTES
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says when there is no room left, or none for this user."""
 
 _POSITION_BYTES = 12
 """A position in the tables of foreground voxels: three 32-bit integers."""

@@ -12,7 +12,7 @@ from autoseg.config import TrainSettings
 from autoseg.domain.dataset import Dataset
 from autoseg.errors import AutosegError
 from autoseg.evaluation.crossval import BestWeights, Evaluation, FoldEvaluation, evaluate_cases, tolerance_of
-from autoseg.inference.predictor import predict_cases
+from autoseg.inference.cases import predict_cases
 from autoseg.io.files import read_json, write_text
 from autoseg.io.model import BEST, Model, is_whole, load_model
 from autoseg.io.run_folder import RunFolder

@@ -32,7 +32,7 @@ FROZEN = {
     "check": {"--json", "--html"} | REPAIRING,
     "plan": PLANNING | {"--why", "--fingerprint", "--device", "--precision", "--json"},
     "train": TRAINING | {"--config-file"},
-    "predict": PREDICTING | {"--dicom-seg"},
+    "predict": PREDICTING | {"--dicom-seg", "--shard", "--restart"},
     "evaluate": {"--json"},
     "report": {"--json"},
     "run": TRAINING | PLANNING,

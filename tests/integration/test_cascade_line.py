@@ -25,7 +25,8 @@ from autoseg.domain.dataset import Fold, Splits
 from autoseg.domain.network_plan import NetworkPlan
 from autoseg.domain.plan import Configuration, Plan
 from autoseg.errors import ConfigError, DatasetError, ModelError, TrainingInterrupted
-from autoseg.inference.predictor import Predictor, predict_cases
+from autoseg.inference.cases import predict_cases
+from autoseg.inference.predictor import Predictor
 from autoseg.io.images import read_case, read_image, read_labels
 from autoseg.io.maps import MapStore, OutOfFoldMaps
 from autoseg.io.model import load_model

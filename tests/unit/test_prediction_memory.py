@@ -13,6 +13,7 @@ from toy_models import toy_model, toy_volume
 from autoseg.domain.dataset import Case
 from autoseg.inference.columns import make_columns
 from autoseg.inference.line import run_line
+from autoseg.inference.outcome import Tally
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.sliding_window import make_grid
 from autoseg.runtime import NoProgress
@@ -102,7 +103,6 @@ class Counted:
 def test_at_most_three_cases_are_in_memory_however_many_there_are() -> None:
     Counted.most = 0
     cases = [Case(id=f"case_{number:02d}", images=("x.nii.gz",)) for number in range(20)]
-    targets = [Path(f"{case.id}.nii.gz") for case in cases]
     order: list[str] = []
 
     def segment(ready: Counted) -> Counted:
@@ -112,14 +112,15 @@ def test_at_most_three_cases_are_in_memory_however_many_there_are() -> None:
         return ready  # the label map keeps its case company
 
     written: list[str] = []
-    outcome = run_line(
-        cases,
-        targets,
-        lambda case: Counted(case.id),
-        segment,
-        lambda case, target, found: written.append(found.case_id),
-        NoProgress(),
-    )
+
+    def write(case: Case, found: Counted) -> list[Path]:
+        written.append(found.case_id)
+        return [Path(f"{case.id}.nii.gz")]
+
+    tally = Tally(cases, NoProgress())
+    # From a generator, as a process gets them.
+    run_line((case for case in cases), lambda case: Counted(case.id), segment, write, tally.add)
+    outcome = tally.outcome()
     assert order == [case.id for case in cases]
     assert written == [case_id for case_id in order if case_id != "case_07"]
     assert [path.name for path in outcome.written] == [f"{case_id}.nii.gz" for case_id in written]

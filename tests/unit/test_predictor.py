@@ -9,9 +9,11 @@ from toy_models import SCHEMA, toy_model, toy_volume
 
 from autoseg.domain.dataset import Case, LabelClass, LabelSchema
 from autoseg.errors import ConfigError, DatasetError, DeviceMemoryError, ModelError
+from autoseg.inference.cases import predict_cases
 from autoseg.inference.columns import make_columns
 from autoseg.inference.export import labels_from_stream
-from autoseg.inference.predictor import PredictionOutcome, Predictor, predict_cases
+from autoseg.inference.outcome import PredictionOutcome
+from autoseg.inference.predictor import Predictor
 from autoseg.inference.sliding_window import make_grid
 from autoseg.inference.tta import mirror_combinations, mirrored
 from autoseg.io.images import read_image, write_image
@@ -204,12 +206,12 @@ def test_too_little_memory_of_the_cpu_is_no_traceback(tmp_path: Path, monkeypatc
     assert caught.value.exit_code == 6
 
 
-@pytest.mark.parametrize("step", ["read_case", "apply", "write_labels"])
+@pytest.mark.parametrize("step", ["segmenter.read_case", "predictor.apply", "cases.write_labels"])
 def test_memory_that_runs_out_beside_the_network_is_counted_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     cases = write_cases(tmp_path / "in", ("a",))
-    monkeypatch.setattr(f"autoseg.inference.predictor.{step}", exhaust)
+    monkeypatch.setattr(f"autoseg.inference.{step}", exhaust)
     outcome = predict_cases([toy_model()], cases, tmp_path / "out", device="cpu", precision="fp32")
     assert (outcome.written, len(outcome.failures), outcome.num_short_of_memory) == ((), 1, 1)
 

@@ -1,0 +1,127 @@
+"""From a volume to its label map: the members of an ensemble, their weights, and the rules for afterwards."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from autoseg.domain.dataset import Case, Channel, LabelSchema
+from autoseg.domain.geometry import Geometry, Volume
+from autoseg.domain.inference import Rule
+from autoseg.errors import ModelError
+from autoseg.evaluation.postprocess import apply_rules
+from autoseg.inference.export import LabelMap
+from autoseg.inference.inputs import warn_of_cubes
+from autoseg.inference.outcome import MEMORY_HINT
+from autoseg.inference.stages import Ready, Stages
+from autoseg.inference.votes import Ballot, Votes
+from autoseg.io.images import read_case
+from autoseg.runtime import device_memory_errors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightedStages:
+    """One configuration in an ensemble; see `domain.inference.Member`."""
+
+    stages: Stages
+    weight: float = 1.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadyCase:
+    """A case that is ready for the networks of every member.
+
+    Attributes:
+        geometry: Of the file.
+        members: One a member.
+    """
+
+    geometry: Geometry
+    members: tuple[Ready, ...]
+
+
+class Segmenter:
+    """Everything between a volume and its label map, resident in memory.
+
+    One member decides by its logits. Several vote: see `Votes`.
+
+    Args:
+        members: At least one.
+        rules: Applied to the label map, in order.
+        scratch: Folder for what does not fit into memory while several members vote; made when missing. None is the
+            system's folder for temporary files.
+
+    Raises:
+        ModelError: The members differ in labels or channels.
+    """
+
+    def __init__(
+        self, members: Sequence[WeightedStages], rules: Sequence[Rule] = (), scratch: Path | None = None
+    ) -> None:
+        if not members:
+            raise ModelError("there is no model to predict with")
+        self._members = tuple(members)
+        self._rules = tuple(rules)
+        self._scratch = scratch
+        predictors = [member.stages.last for member in members]
+        self.labels: LabelSchema = predictors[0].labels
+        self.channels: tuple[Channel, ...] = predictors[0].channels
+        if any((one.labels, one.channels) != (self.labels, self.channels) for one in predictors):
+            raise ModelError(
+                "the members of the ensemble have other labels or channels", hint="Use configurations of one plan."
+            )
+
+    def read(self, case: Case) -> ReadyCase:
+        """Read and prepare a case, without the networks: may run in another thread.
+
+        Raises:
+            DatasetError: A file cannot be read or does not fit the model.
+        """
+        volume = read_case(case, len(self.channels))
+        warn_of_cubes(case, volume.geometry)
+        return self.prepare(volume, case.id)
+
+    def prepare(self, volume: Volume, case_id: str = "") -> ReadyCase:
+        """Prepare an image, without the networks: may run in another thread.
+
+        Args:
+            volume: (C, I, J, K) as read from its file.
+            case_id: See `Stages.prepare`.
+        """
+        return ReadyCase(volume.geometry, tuple(member.stages.prepare(volume, case_id) for member in self._members))
+
+    def segment(self, ready: ReadyCase) -> LabelMap:
+        """Label values (I, J, K) on the file's grid, before the rules."""
+        if len(self._members) == 1:
+            return self._members[0].stages.segment(ready.members[0])
+        if self._scratch is not None:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+        # Its file has no name on systems that allow it: it is gone with this process, however that ends.
+        with tempfile.TemporaryFile(prefix=".tmp-votes-", dir=self._scratch) as file:
+            votes = Votes(self.labels, ready.geometry.shape, file)
+            total = sum(member.weight for member in self._members)
+            for member, prepared in zip(self._members, ready.members, strict=True):
+                ballot = Ballot(
+                    trail=prepared.image.trail,
+                    plan=member.stages.last.settings.preprocess,
+                    weight=member.weight / total,
+                    temperature=member.temperature,
+                )
+                member.stages.each_column(prepared, partial(votes.add, ballot=ballot))
+            return votes.labels()
+
+    def finish(self, labels: LabelMap, geometry: Geometry) -> LabelMap:
+        """Apply the rules, without the networks: may run in another thread.
+
+        Raises:
+            DeviceMemoryError: There is not enough memory.
+        """
+        if not self._rules:
+            return labels
+        with device_memory_errors("memory ran out in post-processing", MEMORY_HINT):
+            # A label map of either type stays of its type.
+            return apply_rules(labels, self._rules, self.labels, geometry.spacing_mm)  # type: ignore[return-value]
