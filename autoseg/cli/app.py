@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from autoseg.cli import check, demo, evaluate, import_, info, plan, predict, report, run, train
+from autoseg.cli import check, demo, evaluate, export, import_, info, plan, predict, report, run, train
 from autoseg.cli.output import TerminalProgress, configure_logging, render_error, stderr
 from autoseg.errors import AutosegError, ConfigError, LeaderStopped
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, check, plan, train, predict, evaluate, report, run, import_, info):
+for module in (demo, check, plan, train, predict, evaluate, report, run, import_, export, info):
     module.register(app)
 
 

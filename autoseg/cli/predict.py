@@ -39,7 +39,13 @@ def predict(
     skip_empty: Annotated[
         bool, typer.Option("--skip-empty", help="Predict only one of the tiles that show nothing (padding, air).")
     ] = False,
-    device: options.Device = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            help="auto, cpu, cuda, cuda:N or mps; several as cuda:0,cuda:1, or cuda:all: a process each, side by side.",
+        ),
+    ] = "auto",
     precision: options.Precision = "auto",
     shard: Annotated[
         str,

@@ -61,7 +61,7 @@ def _refuse(archive: Path, problems: list[str]) -> None:
         raise ModelError(
             f"the archive {archive} is refused, nothing was unpacked",
             problems=[*problems[:_MOST_NAMED], *more],
-            hint="nnU-Net's own export makes no such archive. Unpack it yourself if you trust it, and give the folder.",
+            hint="No program's export makes such an archive. Unpack it yourself if you trust it, and give the folder.",
         )
 
 

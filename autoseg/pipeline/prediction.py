@@ -16,6 +16,8 @@ from autoseg.inference.tta import Tta
 from autoseg.io.dicom import is_dicom
 from autoseg.io.dicom_seg import require_highdicom
 from autoseg.pipeline.cases import SILENT
+from autoseg.pipeline.devices import parse_devices, predict_on
+from autoseg.pipeline.exporting import opened
 from autoseg.pipeline.finished import unfinished
 from autoseg.pipeline.members import choose, load_models
 from autoseg.pipeline.predicting import DICOM_SEG, Predicting
@@ -54,7 +56,7 @@ def predict(
     mirroring, overlap, device and precision are those of both.
 
     Args:
-        model_path: A run folder, an exported model, or one trained fold's folder.
+        model_path: A run folder, an exported model (a folder or .zip), or one trained fold's folder.
         inputs: Files and folders; see `find_cases`.
         out: Folder for the label maps.
         configuration: Of a run; default as its `inference.json` says, else its plan, else the one that is trained.
@@ -62,7 +64,7 @@ def predict(
         tta: Test-time mirroring.
         overlap: Of tiles; default as the plan says.
         skip_empty: Whether only one of the tiles that show nothing is predicted.
-        device: See `runtime.pick_device`.
+        device: See `runtime.pick_device`; several work side by side, see `parse_devices`.
         precision: See `runtime.pick_precision`.
         shard: Which part of the cases, as in "1/4"; see `Shard`.
         restart: Do finished cases again.
@@ -73,31 +75,49 @@ def predict(
         ModelError: There is no such model.
         ConfigError: The inputs cannot be sorted into cases; or a DICOM segmentation cannot be written.
     """
-    part = Shard.parse(shard)
+    part, devices = Shard.parse(shard), parse_devices(device)
     if dicom_seg:
         require_highdicom()
-    chosen = choose(model_path, configuration, folds)
-    optional = [number for number, channel in enumerate(chosen.channels) if channel.may_be_missing]
-    cases = part.of(find_cases(inputs, len(chosen.channels), optional))
-    _tell_of_missing_channels(cases, chosen.channels)
+    settings = PredictionSettings(precision=precision, tta=tta, overlap=overlap, skip_empty=skip_empty)
+    with opened(model_path) as folder:
+        chosen = choose(folder, configuration, folds)
+        cases = _cases(inputs, part, chosen.channels, dicom_seg=dicom_seg)
+        task = Predicting(
+            model=str(folder),
+            configuration=configuration,
+            folds=folds,
+            models_digest=chosen.digest(),
+            settings=settings,
+            out=str(out),
+            extras=(DICOM_SEG,) if dicom_seg else (),
+        )
+        return _segment(task, cases, devices, restart=restart, progress=progress)
+
+
+def _cases(inputs: Sequence[Path], part: Shard, channels: Sequence[Channel], *, dicom_seg: bool) -> tuple[Case, ...]:
+    optional = [number for number, channel in enumerate(channels) if channel.may_be_missing]
+    cases = part.of(find_cases(inputs, len(channels), optional))
+    _tell_of_missing_channels(cases, channels)
     if dicom_seg:
         _require_dicom(cases)
-    task = Predicting(
-        model=str(model_path),
-        configuration=configuration,
-        folds=folds,
-        models_digest=chosen.digest(),
-        settings=PredictionSettings(precision=precision, tta=tta, overlap=overlap, skip_empty=skip_empty),
-        out=str(out),
-        extras=(DICOM_SEG,) if dicom_seg else (),
-    )
+    return cases
+
+
+def _segment(
+    task: Predicting, cases: Sequence[Case], devices: Sequence[str], *, restart: bool, progress: Progress
+) -> PredictionOutcome:
+    """Do what is not finished, here or on several devices."""
+    out = Path(task.out)
     label_maps = [target(case, out) for case in cases]
     refuse_overwriting(cases, label_maps)
     todo, skipped = (cases, ()) if restart else unfinished(task.ledger(), cases, label_maps, out)
     if not todo:
         return PredictionOutcome((), (), skipped=skipped)
     tally = Tally(todo, progress)
-    task.run(todo, device, tally.add)
+    if len(devices) == 1:
+        task.run(todo, devices[0], tally.add)
+    else:
+        predict_on(task, devices[: len(todo)], todo, tally)
     return tally.outcome(skipped)
 
 

@@ -88,15 +88,19 @@ def answer_of(task: Measuring | Preparing | PreparingMaps, case: Case) -> Answer
         return Answer(problem=Problem(kind="memory", message=str(error)))
 
 
-class _Warnings(logging.Handler):
-    """Keeps what is logged until the next answer."""
+class KeptWarnings(logging.Handler):
+    """Keeps what is logged until the next answer, tracebacks included; nobody else gets autoseg's log from now on."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._kept: list[str] = []
+        log = logging.getLogger("autoseg")
+        log.addHandler(self)
+        log.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._kept.append(record.getMessage())
+        """Keep it."""
+        self._kept.append(self.format(record))
 
     def take(self) -> tuple[str, ...]:
         """Everything since the last call."""
@@ -118,8 +122,24 @@ def _end(*_: object) -> None:
     raise SystemExit(0)
 
 
+def settle_down() -> tuple[TextIO, queue.SimpleQueue[str]]:
+    """Make this process one that works for another: it ends with its caller, and before it when memory runs out.
+
+    Returns:
+        Standard output for answers alone (what a library prints goes to standard error), and the lines of standard
+        input as they come.
+    """
+    # Ctrl-C reaches every process of a terminal; what becomes of this one its caller decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+        score.write(_FIRST_VICTIM)
+    lines = queue.SimpleQueue[str]()
+    threading.Thread(target=_read_lines, args=(lines,), daemon=True).start()
+    return _own_output(), lines
+
+
 def _own_output() -> TextIO:
-    """Standard output for answers alone: what a library prints goes to standard error."""
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return output
@@ -127,17 +147,9 @@ def _own_output() -> TextIO:
 
 def main() -> None:
     """Answer until standard input ends."""
-    # Ctrl-C reaches every process of a terminal; what becomes of this one its caller decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end)
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
-        score.write(_FIRST_VICTIM)
-    output, lines, warnings = _own_output(), queue.SimpleQueue[str](), _Warnings()
-    log = logging.getLogger("autoseg")
-    log.addHandler(warnings)
-    log.propagate = False
+    output, lines = settle_down()
+    warnings = KeptWarnings()
     torch.set_num_threads(1)
-    threading.Thread(target=_read_lines, args=(lines,), daemon=True).start()
     task = TASK.validate_json(lines.get())
     while True:
         case = Case.model_validate_json(lines.get())

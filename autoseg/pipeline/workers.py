@@ -24,7 +24,7 @@ Source: docs/benchmarks/cache.md."""
 _STOP_S = 10.0
 """A worker that was told to stop, and takes longer to tidy up, is killed."""
 
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """The cores are shared out among the workers; libraries that start a team of threads each would need them all."""
 
 Task = Measuring | Preparing | PreparingMaps
@@ -129,14 +129,14 @@ class Processes:
             process = self._idle.get_nowait()
         except queue.Empty:
             process = self._start()
-        incoming, outgoing = _pipes(process)
+        incoming, outgoing = pipes(process)
         line = ""
         with suppress(BrokenPipeError):
             incoming.write(case.model_dump_json() + "\n")
             incoming.flush()
             line = outgoing.readline()
         if not line.endswith("\n"):
-            raise WorkerEnded(_end(process))
+            raise WorkerEnded(end_process(process))
         self._idle.put(process)
         return Answer.model_validate_json(line)
 
@@ -146,7 +146,7 @@ class Processes:
             while True:
                 process = self._idle.get_nowait()
                 process.terminate()
-                _end(process)
+                end_process(process)
 
     def stop(self) -> None:
         """End all processes; calls in work fail with WorkerEnded."""
@@ -156,24 +156,16 @@ class Processes:
             # Rather than by closing the pipe, which a thread may be writing to.
             process.terminate()
         for process in self._all:
-            _end(process)
+            end_process(process)
 
     def _start(self) -> subprocess.Popen[str]:
-        # Without -P a folder called autoseg in the working folder would be imported instead.
-        command = [sys.executable, "-P", "-m", "autoseg.pipeline.worker"]
         with self._lock:
             if not self._is_open:
                 raise WorkerEnded(-signal.SIGTERM)
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                encoding="utf-8",
-                env=os.environ | _ONE_THREAD,
-            )
+            process = start_process("autoseg.pipeline.worker", 1)
             self._all.append(process)
         with suppress(BrokenPipeError):
-            _pipes(process)[0].write(self._first_line)
+            pipes(process)[0].write(self._first_line)
         return process
 
     def __enter__(self) -> Self:
@@ -185,20 +177,38 @@ class Processes:
         self.stop()
 
 
-def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+def start_process(module: str, num_threads: int) -> subprocess.Popen[str]:
+    """Start a module of autoseg's as a process that is spoken to by lines.
+
+    Args:
+        module: Its name.
+        num_threads: Of libraries that start a team each.
+    """
+    # Without -P a folder called autoseg in the working folder would be imported instead.
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(num_threads)),
+    )
+
+
+def pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    """Standard input and output of a process."""
     assert process.stdin is not None
     assert process.stdout is not None
     return process.stdin, process.stdout
 
 
-def _end(process: subprocess.Popen[str]) -> int:
+def end_process(process: subprocess.Popen[str]) -> int:
     """Wait for the process, kill it where that takes too long; its exit code."""
     try:
         returncode = process.wait(_STOP_S)
     except subprocess.TimeoutExpired:
         process.kill()
         returncode = process.wait()
-    for pipe in _pipes(process):
+    for pipe in pipes(process):
         # What was not written any more cannot be.
         with suppress(BrokenPipeError):
             pipe.close()

@@ -37,6 +37,7 @@ FROZEN = {
     "report": {"--json"},
     "run": TRAINING | PLANNING,
     "import nnunet": {"--out", "--checkpoint"},
+    "export": {"--out", "--format", "--config", "--fold"},
     "info": {"--json"},
 }
 
