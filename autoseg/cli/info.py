@@ -35,7 +35,7 @@ def info(
     ] = None,
     json: options.Json = None,
 ) -> None:
-    """Versions and devices; or what a run, a model, an image, a folder of DICOM series is."""
+    """Versions and devices; or what a run, a model (exported too), an image, a folder of DICOM series is."""
     from autoseg.cli.output import emit_json, stdout
 
     facts = _facts(what)
@@ -61,11 +61,13 @@ def _facts(what: Path | None) -> dict[str, Any]:
         return environment()
     if not what.exists():
         raise ConfigError(f"{what} does not exist")
+    run = RunFolder(what)
+    if what.suffix.lower() == ".zip" or (run.inference_file.is_file() and not run.plan_file.is_file()):
+        return _exported_facts(what)
     if what.is_file():
         return _image_facts(what)
     if is_trained(what):
         return _model_facts(what)
-    run = RunFolder(what)
     if not run.plan_file.is_file() and (facts := _dicom_facts(what)):
         return facts
     plan = run.read_plan()
@@ -188,6 +190,33 @@ def _model_facts(folder: Path) -> dict[str, Any]:
         "versions": card.versions,
         **_imported_facts(card),
         _NETWORK: _network_facts(card.settings.network),
+    }
+
+
+def _exported_facts(what: Path) -> dict[str, Any]:
+    from autoseg.pipeline.exporting import opened
+    from autoseg.pipeline.members import choose
+    from autoseg.pipeline.model_card import in_words
+
+    with opened(what) as folder:
+        chosen = choose(folder)
+    return {
+        "exported": str(what),
+        "dataset": chosen.cards[0].plan.dataset,
+        "channels": [channel.name for channel in chosen.channels],
+        "classes": list(chosen.labels.names),
+        "postprocessing": [in_words(rule) for rule in chosen.recipe.postprocessing],
+        "configurations": {
+            item.member.configuration: {
+                "folds": [model.card.fold for model in item.models],
+                "weight": item.member.weight,
+                "patch_size": item.models[0].card.settings.network.patch_size,
+                "previous_stage": item.models[0].card.settings.previous_stage,
+                **_imported_facts(item.models[0].card),
+                _NETWORK: _network_facts(item.models[0].card.settings.network),
+            }
+            for item in chosen.members
+        },
     }
 
 
