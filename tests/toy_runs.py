@@ -73,6 +73,6 @@ def write_images(folder: Path, count: int) -> list[Path]:
 
 
 def oblique_volume(shape: tuple[int, int, int] = (17, 20, 12)) -> Volume:
-    """An image against the canonical axes."""
-    affine = np.array([[0, -1.1, 0, 3], [0, 0, 1.4, -2], [-2.6, 0, 0, 8], [0, 0, 0, 1.0]])
+    """An image against the canonical axes, on a grid that a file keeps to the last bit."""
+    affine = np.array([[0, -1.125, 0, 3], [0, 0, 1.375, -2], [-2.625, 0, 0, 8], [0, 0, 0, 1.0]])
     return Volume(toy_volume(shape).array, Geometry(shape, affine))

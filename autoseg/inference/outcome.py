@@ -63,14 +63,11 @@ class PredictionOutcome:
             return
         total = len(self.written) + len(self.failures) + len(self.skipped) + self.num_untried
         message = f"{len(self.failures)} of {total} cases could not be segmented"
-        counts = [
-            f"{count} {what}"
-            for count, what in (
-                (self.num_short_of_memory, "for want of memory"),
-                (self.num_bugs, "by a bug of autoseg, which is told above"),
-            )
-            if 0 < count < len(self.failures) or (count and what.startswith("by"))
-        ]
+        counts = []
+        if 0 < self.num_short_of_memory < len(self.failures):
+            counts.append(f"{self.num_short_of_memory} for want of memory")
+        if self.num_bugs:
+            counts.append(f"{self.num_bugs} by a bug of autoseg, which is told above")
         message += f" ({', '.join(counts)})" if counts else ""
         if self.stopped:
             raise (AutosegError if self.num_bugs else ConfigError)(

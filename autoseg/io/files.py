@@ -111,6 +111,24 @@ def atomic_path(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def temporary_folder(beside: Path) -> Iterator[Path]:
+    """A folder beside a path, for as long as the block lasts; see `remove_leftovers` for that of a killed process.
+
+    Args:
+        beside: What is made of it; its folder is made when missing.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    folder = _temporary_name(Path(beside))
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a whole file or nothing."""
     with atomic_path(path) as temporary:

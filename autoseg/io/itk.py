@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from autoseg.domain.geometry import Geometry
 from autoseg.errors import DatasetError
 from autoseg.io.content import broken, require_room
-from autoseg.io.files import atomic_path
+from autoseg.io.files import atomic_path, temporary_folder
 from autoseg.io.header import ImageHeader, located
 from autoseg.io.meta_header import read_meta_header
 
@@ -268,10 +267,9 @@ def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
         with atomic_path(path) as temporary:
             _write(image, temporary)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
-        _write(image, Path(folder) / path.name)
-        for item in sorted(Path(folder).iterdir(), key=lambda item: item.name == path.name):
+    with temporary_folder(path) as folder:
+        _write(image, folder / path.name)
+        for item in sorted(folder.iterdir(), key=lambda item: item.name == path.name):
             item.replace(path.parent / item.name)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from autoseg.domain.inference import InferenceRecipe
 from autoseg.errors import ConfigError, ModelError
 from autoseg.interop.archives import extract
-from autoseg.io.files import atomic_path, write_text
+from autoseg.io.files import atomic_path, temporary_folder, write_text
 from autoseg.io.model import WEIGHTS, is_whole
 from autoseg.io.run_folder import RunFolder
 from autoseg.pipeline.members import Chosen, ChosenModel, choose
@@ -55,9 +55,9 @@ def export_model(path: Path, out: Path, configuration: str | None = None, folds:
         chosen = choose(folder, configuration, folds)
         _require_whole(chosen)
         if out.suffix.lower() == ZIP_ENDING:
-            with atomic_path(out) as temporary, tempfile.TemporaryDirectory(prefix=".tmp-", dir=out.parent) as staged:
-                _write(chosen, Path(staged))
-                _pack(Path(staged), temporary)
+            with atomic_path(out) as temporary, temporary_folder(out) as staged:
+                _write(chosen, staged)
+                _pack(staged, temporary)
         else:
             with atomic_path(out) as temporary:
                 _write(chosen, temporary)

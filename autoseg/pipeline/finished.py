@@ -19,7 +19,7 @@ from autoseg import __version__
 from autoseg.domain.dataset import Case
 from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
-from autoseg.io.companions import look
+from autoseg.io.companions import companions, look
 from autoseg.io.files import file_digest, read_text, remove_leftovers, write_text
 
 log = logging.getLogger("autoseg")
@@ -146,7 +146,8 @@ class Ledger:
         """
         outputs = tuple(
             OutputFile(name=path.relative_to(self._out).as_posix(), size=path.stat().st_size, sha256=file_digest(path))
-            for path in files
+            # Detached headers have their voxels in a file beside them.
+            for path in (*files, *companions(files[0]))
         )
         record = PredictionRecord(
             case=case.id,

@@ -24,8 +24,8 @@ from autoseg.pipeline.exporting import export_model
 from autoseg.pipeline.prediction import predict
 
 PAGE_BYTES = 4096
-GROWTH_BYTES = 4_000_000
-"""What a process may grow by for other reasons; an image and its label map take 100 KB here, so 100 of them 10 MB."""
+GROWTH_BYTES = 3_000_000
+"""What a process may grow by for other reasons. An image, prepared and with its label map, takes 130 KB here."""
 
 
 def test_importing_autoseg_imports_nothing_heavy() -> None:
@@ -118,7 +118,7 @@ def test_nothing_of_an_image_is_kept_and_memory_does_not_grow() -> None:
     predictor = Predictor(toy_model(), device="cpu", precision="fp32")
 
     def once() -> weakref.ref[np.ndarray]:
-        array = toy_volume((26, 36, 27)).array[0].copy()
+        array = toy_volume((20, 28, 20)).array[0].copy()
         predictor(array, spacing_mm=(1.3, 1.0, 3.0))
         return weakref.ref(array)
 
@@ -130,10 +130,10 @@ def test_nothing_of_an_image_is_kept_and_memory_does_not_grow() -> None:
     assert first() is None
     if not Path("/proc/self/statm").is_file():
         pytest.skip("this system does not tell how much memory a process has")
-    for _ in range(20):
+    for _ in range(10):
         once()
     before = resident_bytes()
-    for _ in range(100):
+    for _ in range(60):
         once()
     assert resident_bytes() - before < GROWTH_BYTES
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_models import toy_volume
 from toy_runs import toy_run, write_fold, write_images
 
 from autoseg.cli.app import main
@@ -17,7 +18,7 @@ from autoseg.domain.inference import InferenceRecipe, KeepLargest, Member
 from autoseg.errors import AutosegError, ConfigError, DatasetError
 from autoseg.inference.outcome import PredictionOutcome
 from autoseg.inference.segmenter import Segmenter
-from autoseg.io.images import read_labels
+from autoseg.io.images import read_labels, write_image
 from autoseg.io.run_folder import RunFolder
 from autoseg.pipeline.prediction import predict
 from autoseg.pipeline.shards import Shard
@@ -238,6 +239,18 @@ def test_unreadable_images_are_counted_beside_what_was_skipped(
     assert failed.value.problems[0].startswith("case_02: ")
     # What failed is tried again.
     assert len(go(run, images, out).failures) == 1
+
+
+def test_the_voxels_of_a_detached_header_count_too(run: RunFolder, tmp_path: Path) -> None:
+    volume, out = toy_volume(), tmp_path / "out"
+    image = tmp_path / "in" / "scan.mhd"
+    write_image(image, volume.array[0], volume.geometry)
+    (path,) = go(run, [image], out).written
+    (voxels,) = [item for item in out.iterdir() if item.suffix in (".raw", ".zraw")]
+    assert go(run, [image], out).written == ()
+    voxels.write_bytes(voxels.read_bytes()[:-1])
+    assert go(run, [image], out).written == (path,)
+    assert go(run, [image], out).written == ()
 
 
 def test_records_say_what_was_made_of_what(run: RunFolder, images: list[Path], tmp_path: Path) -> None:
