@@ -57,7 +57,7 @@ def copies(images: Path, folder: Path, count: int) -> None:
     folder.mkdir()
     for number in range(count):
         source = files[number % len(files)]
-        shutil.copy2(source, folder / f"volume_{number:04d}{''.join(source.suffixes)}")
+        shutil.copy2(source, folder / f"volume-{number:04d}{''.join(source.suffixes)}")
 
 
 def make_model(folder: Path) -> Path:
@@ -84,7 +84,7 @@ def finished(out: Path) -> set[str]:
 
 def stamps(out: Path) -> dict[str, Stamp]:
     found = {}
-    for path in out.glob("volume_*"):
+    for path in out.glob("volume-*"):
         status = path.stat()
         found[path.name.split(".")[0]] = (status.st_ino, status.st_mtime_ns)
     return found
@@ -96,7 +96,7 @@ def broken(out: Path, reference: Path) -> list[str]:
     from autoseg.io.images import read_labels
 
     problems = []
-    for path in sorted(out.glob("volume_*")):
+    for path in sorted(out.glob("volume-*")):
         try:
             read_labels(path)
         except AutosegError as problem:
@@ -116,7 +116,7 @@ def undisturbed(model: Path, images: Path, out: Path, args: argparse.Namespace) 
         samples.append((len(finished(out)), rss_bytes(process.pid)))
         time.sleep(LOOK_INTERVAL_S)
     if process.returncode:
-        sys.exit(f"the undisturbed run failed; see {out}.log")
+        sys.exit("the undisturbed run failed:\n" + (out.parent / f"{out.name}.log").read_text())
     tenths: list[list[int]] = [[] for _ in range(TENTHS)]
     for count, size in samples:
         if size and count:
@@ -145,7 +145,8 @@ def killed(model: Path, images: Path, out: Path, reference: Path, args: argparse
         delay = rng.uniform(0, MOST_DELAY_S)
         if moment is not None:
             time.sleep(delay)
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         after, records = stamps(out), finished(out)
         # What had no record when the process died was in flight, and is made again by right.
