@@ -1,4 +1,4 @@
-"""Metrics of many cases, and their summary: what `validation/summary.json` and `autoseg evaluate --json` hold."""
+"""Predictions of many cases compared with their references."""
 
 from __future__ import annotations
 
@@ -6,232 +6,50 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from autoseg.domain.dataset import LabelSchema
 from autoseg.domain.fingerprint import Fingerprint
-from autoseg.domain.values import Value
 from autoseg.errors import AutosegError, DatasetError
-from autoseg.evaluation.metrics import METRIC_NAMES, ClassMetrics, case_metrics, undeclared_values
+from autoseg.evaluation.metrics import compare_maps, undeclared_values
+from autoseg.evaluation.summaries import (
+    EACH_CASE_ALONE,
+    BestWeights,
+    CaseMetrics,
+    ClassSummary,
+    Evaluation,
+    FoldEvaluation,
+    MetricSummary,
+    Summary,
+    summarise,
+)
 from autoseg.io.images import read_labels
 from autoseg.runtime import NoProgress, Progress
 
-SCHEMA_VERSION = 1
+__all__ = [
+    "BestWeights",
+    "CaseMetrics",
+    "ClassSummary",
+    "Evaluation",
+    "FoldEvaluation",
+    "MetricSummary",
+    "Pair",
+    "Summary",
+    "default_tolerance_mm",
+    "evaluate_cases",
+    "resolve_tolerance",
+    "summarise",
+    "table",
+    "tolerance_of",
+]
+
+TABLE_METRICS = ("dice", "iou", "surface_dice", "hd95_mm", "average_distance_mm")
+"""Metrics that the terminal shows."""
 
 Pair = tuple[str, Path, Path]
 """Case id, predicted label map, reference label map."""
-
-
-class CaseMetrics(Value):
-    """Metrics of one case.
-
-    Attributes:
-        case: Its id.
-        classes: In the order of the label schema.
-    """
-
-    case: str
-    classes: tuple[ClassMetrics, ...]
-
-    @property
-    def mean_dice(self) -> float | None:
-        """Mean Dice over the classes that the reference contains; None when it contains none."""
-        return _mean([item.dice for item in self.classes if item.dice is not None and item.reference_vox > 0])
-
-
-class MetricSummary(Value):
-    """One metric of one class over the cases whose reference contains the class.
-
-    Attributes:
-        mean: Over the cases where the metric is defined; so are the other figures. None when there is no such case.
-        num_undefined: Cases that contain the class but for which the metric is not defined (distances of a miss).
-    """
-
-    metric: str
-    mean: float | None
-    median: float | None
-    quartile_1: float | None
-    quartile_3: float | None
-    minimum: float | None
-    maximum: float | None
-    num_defined: int
-    num_undefined: int
-
-
-class ClassSummary(Value):
-    """One class over all cases.
-
-    Attributes:
-        num_present: Cases whose reference contains the class; the metrics are about these.
-        num_missed: Those of them where nothing was predicted.
-        num_absent: Cases without the class.
-        num_spurious: Those of them where it was predicted all the same.
-        num_unannotated: Cases whose reference says nothing about the class; they count nowhere else.
-        metrics: One entry a name of `METRIC_NAMES`, in that order.
-    """
-
-    name: str
-    num_present: int
-    num_missed: int
-    num_absent: int
-    num_spurious: int
-    num_unannotated: int = 0
-    metrics: tuple[MetricSummary, ...]
-
-    def metric(self, name: str) -> MetricSummary:
-        """The summary of the metric of that name; KeyError when there is none."""
-        for item in self.metrics:
-            if item.metric == name:
-                return item
-        raise KeyError(name)
-
-
-class Summary(Value):
-    """All classes over all cases.
-
-    Attributes:
-        mean_foreground_dice: Mean over classes of the mean over the cases that contain the class; None when no case
-            contains any class. Source: design, section 4.
-    """
-
-    num_cases: int
-    mean_foreground_dice: float | None
-    classes: tuple[ClassSummary, ...]
-
-
-class Evaluation(Value):
-    """Predictions compared with references.
-
-    Attributes:
-        labels: The classes that were compared.
-        tolerance_mm: Of the surface Dice, by class.
-        summary: Over all cases.
-        cases: Sorted by id.
-        not_predicted: References for which there was no prediction; they count nowhere.
-    """
-
-    schema_version: int = SCHEMA_VERSION
-    labels: LabelSchema
-    tolerance_mm: dict[str, float]
-    summary: Summary
-    cases: tuple[CaseMetrics, ...]
-    not_predicted: tuple[str, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        cases: Iterable[CaseMetrics],
-        labels: LabelSchema,
-        tolerance_mm: Mapping[str, float],
-        not_predicted: Sequence[str] = (),
-    ) -> Self:
-        """Sort the cases and summarise them."""
-        ordered = tuple(sorted(cases, key=lambda item: item.case))
-        return cls(
-            labels=labels,
-            tolerance_mm=dict(tolerance_mm),
-            summary=summarise(ordered, labels.names),
-            cases=ordered,
-            not_predicted=tuple(not_predicted),
-        )
-
-
-class BestWeights(Value):
-    """The fold's best weights by the quick looks of its training, beside the final ones: chosen on the cases scored.
-
-    Such a score is too good by an unknown amount, and never stands for the fold.
-
-    Attributes:
-        chosen_on_these_cases: Says so in the file.
-        weights_sha256: The weights; empty where there are none.
-        differ: Whether they are others than the final ones.
-        epoch: Epochs done when they were saved.
-        mean_foreground_dice: As of the final weights, on the same cases.
-        class_dice: Mean Dice by class.
-        seconds: Of predicting and comparing.
-        skipped: Why they were not scored; empty where they were.
-    """
-
-    chosen_on_these_cases: Literal[True] = True
-    weights_sha256: str = ""
-    differ: bool = False
-    epoch: int | None = None
-    mean_foreground_dice: float | None = None
-    class_dice: dict[str, float | None] = Field(default_factory=dict)
-    seconds: float = 0.0
-    skipped: str = ""
-
-
-class FoldEvaluation(Value):
-    """A fold's validation cases, predicted by its final weights and compared: its `validation/summary.json`.
-
-    Attributes:
-        weights_sha256: The weights that predicted; other weights make it stale.
-        predict_s: Seconds of predicting.
-        score_s: Seconds of comparing.
-        evaluation: The comparison.
-        best: The best weights by the quick looks, on the same cases; None: not looked at yet.
-    """
-
-    schema_version: int = SCHEMA_VERSION
-    weights_sha256: str
-    predict_s: float
-    score_s: float
-    evaluation: Evaluation
-    best: BestWeights | None = None
-
-
-def summarise(cases: Sequence[CaseMetrics], class_names: Sequence[str]) -> Summary:
-    """Summarise every class over the cases that contain it."""
-    classes = []
-    for index, name in enumerate(class_names):
-        rows = [case.classes[index] for case in cases if case.classes[index].presence != "unannotated"]
-        present = [row for row in rows if row.reference_vox > 0]
-        classes.append(
-            ClassSummary(
-                name=name,
-                num_present=len(present),
-                num_missed=sum(row.presence == "missed" for row in rows),
-                num_absent=len(rows) - len(present),
-                num_spurious=sum(row.presence == "spurious" for row in rows),
-                num_unannotated=len(cases) - len(rows),
-                metrics=tuple(
-                    _summarise_metric(metric, [getattr(row, metric) for row in present]) for metric in METRIC_NAMES
-                ),
-            )
-        )
-    means = [item.metric("dice").mean for item in classes]
-    return Summary(
-        num_cases=len(cases),
-        mean_foreground_dice=_mean([value for value in means if value is not None]),
-        classes=tuple(classes),
-    )
-
-
-def _summarise_metric(metric: str, values: Sequence[float | None]) -> MetricSummary:
-    defined = np.array([value for value in values if value is not None], np.float64)
-    figures: list[float | None] = [None] * 5
-    if len(defined):
-        figures = [float(value) for value in np.quantile(defined, [0.5, 0.25, 0.75, 0.0, 1.0])]
-    return MetricSummary(
-        metric=metric,
-        mean=_mean(list(defined)),
-        median=figures[0],
-        quartile_1=figures[1],
-        quartile_3=figures[2],
-        minimum=figures[3],
-        maximum=figures[4],
-        num_defined=len(defined),
-        num_undefined=len(values) - len(defined),
-    )
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
 
 
 def default_tolerance_mm(spacings_mm: Iterable[Sequence[float]], shapes: Iterable[Sequence[int]]) -> float:
@@ -266,6 +84,7 @@ def evaluate_cases(
     workers: int = 1,
     progress: Progress | None = None,
     annotated: Mapping[str, Collection[str]] = MappingProxyType({}),
+    patients: Mapping[str, str] = EACH_CASE_ALONE,
 ) -> Evaluation:
     """Compare predicted label maps with references.
 
@@ -276,6 +95,7 @@ def evaluate_cases(
         workers: Threads; at most so many cases are in memory.
         progress: Told after each case.
         annotated: Names of the classes that were annotated, of the cases in which not all were.
+        patients: By case id, for the intervals; a case that is not in it is a patient of its own.
 
     Raises:
         DatasetError: Cases that could not be compared, all listed, after the others were.
@@ -303,7 +123,7 @@ def evaluate_cases(
     progress.finish()
     if problems:
         raise DatasetError(f"{len(problems)} of {len(wanted)} cases cannot be compared", problems=sorted(problems))
-    return Evaluation.of(rows, schema, tolerances)
+    return Evaluation.of(rows, schema, tolerances, patients=patients)
 
 
 def _collect(future: Future[CaseMetrics], rows: list[CaseMetrics], problems: list[str]) -> None:
@@ -327,8 +147,8 @@ def _evaluate_case(
         prediction, _ = read_labels(prediction_path, geometry)
         _require_declared(reference, schema, f"the reference {reference_path}")
         _require_declared(prediction, schema, f"the prediction {prediction_path}")
-        classes = case_metrics(prediction, reference, schema, geometry.spacing_mm, tolerance_mm, annotated)
-        return CaseMetrics(case=case, classes=classes)
+        found = compare_maps(prediction, reference, schema, geometry.spacing_mm, tolerance_mm, annotated)
+        return CaseMetrics(case=case, classes=found.classes, confusions=found.confusions)
     except AutosegError as problem:
         raise DatasetError(f"{case}: {problem}") from problem
 
@@ -361,7 +181,7 @@ def table(evaluation: Evaluation) -> tuple[tuple[str, ...], tuple[tuple[str, ...
     header = ("class", "Dice", "IoU", "NSD", "HD95 mm", "avg. dist. mm", "cases", "missed", "false alarms")
     rows = []
     for item in evaluation.summary.classes:
-        figures = [_text(item.metric(name).mean, 2 if name.endswith("_mm") else 4) for name in METRIC_NAMES]
+        figures = [_text(item.metric(name).mean, 2 if name.endswith("_mm") else 4) for name in TABLE_METRICS]
         counts = (str(item.num_present), str(item.num_missed), f"{item.num_spurious} of {item.num_absent}")
         rows.append((item.name, *figures, *counts))
     return header, tuple(rows)

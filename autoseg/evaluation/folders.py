@@ -11,6 +11,8 @@ import numpy as np
 from autoseg.domain.dataset import Dataset, LabelClass, LabelSchema
 from autoseg.domain.endings import is_image_name, list_images, split_ending
 from autoseg.domain.layouts import load_dataset
+from autoseg.domain.patients import recognise_patients
+from autoseg.domain.splits import patients_of
 from autoseg.errors import DatasetError
 from autoseg.evaluation.crossval import Evaluation, default_tolerance_mm, evaluate_cases
 from autoseg.io.images import read_header, read_labels
@@ -32,11 +34,13 @@ class References:
         files: By case id.
         schema: None when no data set says what the values mean.
         annotated: Names of the classes that were annotated, of the cases in which not all were.
+        patients: By case id, as a data set or the names of the files tell.
     """
 
     files: Mapping[str, Path]
     schema: LabelSchema | None
     annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    patients: Mapping[str, str] = field(default_factory=dict)
 
 
 def evaluate_folder(
@@ -88,7 +92,7 @@ def evaluate_folder(
         grids = [read_header(path).geometry for path in used.values()]
         tolerance_mm = default_tolerance_mm([grid.spacing_mm for grid in grids], [grid.shape for grid in grids])
     pairs = [(stem, predicted[stem], used[stem]) for stem in predicted]
-    evaluation = evaluate_cases(pairs, schema, tolerance_mm, workers, progress, annotated)
+    evaluation = evaluate_cases(pairs, schema, tolerance_mm, workers, progress, annotated, found.patients)
     return evaluation.model_copy(update={"not_predicted": tuple(sorted(set(files) - set(predicted)))})
 
 
@@ -107,14 +111,14 @@ def find_references(reference: Path) -> References:
     for candidate in (folder, *folder.resolve().parents[: _LEVELS_SEARCHED - 1]):
         if (candidate / DATASET_FILE).is_file():
             dataset = load_dataset(candidate / DATASET_FILE, need_files=False)
-            return References(files, dataset.labels, _annotated(dataset))
-    return References(files, None)
+            return References(files, dataset.labels, _annotated(dataset), patients_of(dataset.cases))
+    return References(files, None, patients=recognise_patients(files))
 
 
 def _of_dataset(dataset: Dataset) -> References:
     labelled = [case for case in (*dataset.cases, *dataset.test_cases) if case.labels is not None]
     files = {case.id: Path(case.labels) for case in labelled if case.labels is not None}
-    return References(files, dataset.labels, _annotated(dataset))
+    return References(files, dataset.labels, _annotated(dataset), patients_of(labelled))
 
 
 def _annotated(dataset: Dataset) -> dict[str, tuple[str, ...]]:

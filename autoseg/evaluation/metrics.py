@@ -8,18 +8,20 @@ IoU                      |P and R| / |P or R|
 HD95                     95 % of either surface lies within this distance (mm) of the other (the larger direction)
 surface Dice (NSD)       part of both surfaces that lies within the tolerance of the other
 average distance         mean distance (mm) over both surfaces
+volume error             volume of P minus volume of R (mm3); relative: divided by the volume of R
+lesion precision, ...    recall and F1 of connected components, see `lesions`
 =======================  ============================================================================================
 
 Surfaces run between voxel centres and count by area. What is not defined is None:
 
-=======================  =========  ===================  ============================
-class is in              Dice, IoU  surface Dice         HD95 and average distance
-=======================  =========  ===================  ============================
-both                     defined    defined              defined
-only the reference       0          0                    None (no distance to nothing)
-only the prediction      0          0                    None
-neither                  None       None                 None
-=======================  =========  ===================  ============================
+===================  ==============================  =========================  ============  ==========================
+class is in          Dice, IoU, surface Dice, F1     HD95, average distance     volume error  of lesions
+===================  ==============================  =========================  ============  ==========================
+both                 defined                         defined                    defined       all defined
+only the reference   0                               None                       defined       recall 0, precision None
+only the prediction  0                               None                       not relative  precision 0, recall None
+neither              None                            None                       None          None
+===================  ==============================  =========================  ============  ==========================
 
 Means over cases take the cases whose reference contains the class. Where a class was not annotated in a case nothing of
 it is defined there. Regions are compared as regions: a voxel is in one when its value is one of the region's. Voxels
@@ -30,6 +32,7 @@ it: contours are compared there.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -39,7 +42,14 @@ from scipy import ndimage
 from autoseg.domain.dataset import LabelSchema
 from autoseg.domain.values import Value
 from autoseg.errors import GeometryError
+from autoseg.evaluation.lesions import Lesions, count_lesions
 from autoseg.evaluation.surfaces import compare, surfaces
+
+METRICS_VERSION = 2
+"""Of the definitions and of what is computed: 1 had no lesions, volume errors and confusions."""
+
+BACKGROUND = "background"
+"""What is no class, among confusions."""
 
 Presence = Literal["both", "missed", "spurious", "absent", "unannotated"]
 Box = tuple[slice, ...]
@@ -66,6 +76,15 @@ class ClassMetrics(Value):
         reference_vox: Voxels in the reference.
         prediction_vox: Voxels in the prediction.
         overlap_vox: Voxels in both.
+        volume_error_mm3: Predicted minus reference volume; None where the class is in neither.
+        relative_volume_error: That over the reference volume; None where the reference is empty.
+        lesion_precision: 0 ... 1; None where nothing is predicted.
+        lesion_recall: 0 ... 1; None where the reference is empty.
+        lesion_f1: 0 ... 1; None where the class is in neither.
+        reference_lesions: Components of the reference.
+        found_lesions: Those of them that were found.
+        predicted_lesions: Components of the prediction.
+        true_lesions: Those of them that are true.
     """
 
     name: str
@@ -80,10 +99,65 @@ class ClassMetrics(Value):
     reference_vox: int
     prediction_vox: int
     overlap_vox: int
+    volume_error_mm3: float | None = None
+    relative_volume_error: float | None = None
+    lesion_precision: float | None = None
+    lesion_recall: float | None = None
+    lesion_f1: float | None = None
+    reference_lesions: int = 0
+    found_lesions: int = 0
+    predicted_lesions: int = 0
+    true_lesions: int = 0
+
+    @property
+    def lesions(self) -> Lesions:
+        """The counts together."""
+        return Lesions(self.reference_lesions, self.found_lesions, self.predicted_lesions, self.true_lesions)
 
 
-METRIC_NAMES = ("dice", "iou", "surface_dice", "hd95_mm", "average_distance_mm")
+class Confusion(Value):
+    """Voxels of one class that were taken for another, or rightly for itself.
+
+    Attributes:
+        reference: A class, or `BACKGROUND`.
+        prediction: The same; background taken for background is never listed.
+        voxels: How many.
+    """
+
+    reference: str
+    prediction: str
+    voxels: int
+
+
+METRIC_TITLES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "surface_dice": "Surface Dice",
+    "hd95_mm": "HD95 (mm)",
+    "average_distance_mm": "Average distance (mm)",
+    "volume_error_mm3": "Volume error (mm³)",
+    "relative_volume_error": "Relative volume error",
+    "lesion_precision": "Lesion precision",
+    "lesion_recall": "Lesion recall",
+    "lesion_f1": "Lesion F1",
+}
+"""What people call the metrics."""
+
+METRIC_NAMES = tuple(METRIC_TITLES)
 """Fields of `ClassMetrics` that are summarised over cases."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapComparison:
+    """Two label maps compared.
+
+    Attributes:
+        classes: In the order of the schema.
+        confusions: Which class was taken for which; empty for regions.
+    """
+
+    classes: tuple[ClassMetrics, ...]
+    confusions: tuple[Confusion, ...]
 
 
 def case_metrics(
@@ -94,7 +168,19 @@ def case_metrics(
     tolerance_mm: Mapping[str, float],
     annotated: Collection[str] | None = None,
 ) -> tuple[ClassMetrics, ...]:
-    """Compare two label maps on one grid, for every class of the schema in its order.
+    """The metrics of every class of the schema in its order; see `compare_maps`."""
+    return compare_maps(prediction, reference, schema, spacing_mm, tolerance_mm, annotated).classes
+
+
+def compare_maps(
+    prediction: NDArray[np.integer],
+    reference: NDArray[np.integer],
+    schema: LabelSchema,
+    spacing_mm: Sequence[float],
+    tolerance_mm: Mapping[str, float],
+    annotated: Collection[str] | None = None,
+) -> MapComparison:
+    """Compare two label maps on one grid.
 
     Args:
         prediction: Integer (I, J, K), label values of files; values of no class count as background.
@@ -127,7 +213,33 @@ def case_metrics(
         box = _union([found[code - 1] for found in boxes for code in codes])
         predicted, actual = (_mask(labels[box], codes) for labels in maps)
         rows.append(_class_metrics(item.name, predicted, actual, axes, spacing_mm, tolerance_mm[item.name]))
-    return tuple(rows)
+    if schema.has_regions:
+        return MapComparison(tuple(rows), ())
+    by_code = {values.index(item.values[0]) + 1: item.name for item in schema.classes}
+    box = _union([found for part in boxes for found in part])
+    return MapComparison(tuple(rows), _confusions(maps[0][box], maps[1][box], by_code, annotated))
+
+
+def _confusions(
+    predicted: NDArray[np.int16],
+    actual: NDArray[np.int16],
+    names: Mapping[int, str],
+    annotated: Collection[str] | None,
+) -> tuple[Confusion, ...]:
+    """Count the pairs of classes; what was predicted of a class that is not annotated says nothing."""
+    count = len(names) + 1
+    pairs = actual.astype(np.int64) * count + predicted
+    counts = np.bincount(pairs.ravel(), minlength=count * count)
+    all_names = {0: BACKGROUND, **names}
+    found = []
+    for pair in np.flatnonzero(counts):
+        reference, prediction = all_names[int(pair) // count], all_names[int(pair) % count]
+        if reference == prediction == BACKGROUND:
+            continue
+        if annotated is not None and not {reference, prediction} <= {BACKGROUND, *annotated}:
+            continue
+        found.append(Confusion(reference=reference, prediction=prediction, voxels=int(counts[pair])))
+    return tuple(found)
 
 
 def undeclared_values(labels: NDArray[np.integer], schema: LabelSchema) -> tuple[int, ...]:
@@ -187,6 +299,8 @@ def _class_metrics(
         first, second = surfaces(predicted.reshape(shape), actual.reshape(shape), [spacing_mm[axis] for axis in axes])
         distances = compare(first, second, tolerance_mm)
         surface_dice, hd95, average = distances.surface_dice, distances.hd95_mm, distances.average_mm
+    lesions = count_lesions(predicted, actual)
+    error = None if presence == "absent" else (num_predicted - num_actual) * voxel_mm3
     return ClassMetrics(
         name=name,
         presence=presence,
@@ -200,6 +314,15 @@ def _class_metrics(
         reference_vox=num_actual,
         prediction_vox=num_predicted,
         overlap_vox=overlap,
+        volume_error_mm3=error,
+        relative_volume_error=(num_predicted - num_actual) / num_actual if num_actual else None,
+        lesion_precision=lesions.precision,
+        lesion_recall=lesions.recall,
+        lesion_f1=lesions.f1,
+        reference_lesions=lesions.reference,
+        found_lesions=lesions.found,
+        predicted_lesions=lesions.predicted,
+        true_lesions=lesions.true,
     )
 
 
@@ -207,7 +330,11 @@ def _unannotated(name: str) -> ClassMetrics:
     return ClassMetrics(
         name=name,
         presence="unannotated",
-        **dict.fromkeys(METRIC_NAMES),
+        dice=None,
+        iou=None,
+        surface_dice=None,
+        hd95_mm=None,
+        average_distance_mm=None,
         reference_mm3=0.0,
         prediction_mm3=0.0,
         reference_vox=0,

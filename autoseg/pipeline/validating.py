@@ -10,6 +10,7 @@ from pathlib import Path
 
 from autoseg.config import TrainSettings
 from autoseg.domain.dataset import Dataset
+from autoseg.domain.splits import patients_of
 from autoseg.errors import AutosegError
 from autoseg.evaluation.crossval import BestWeights, Evaluation, FoldEvaluation, evaluate_cases, tolerance_of
 from autoseg.inference.cases import predict_cases
@@ -68,6 +69,7 @@ class _Scoring:
             workers=num_cpus(),
             progress=self.progress,
             annotated=annotated_names(cases),
+            patients=patients_of(self.dataset.cases),
         )
         return evaluation, predicted_s, time.monotonic() - started - predicted_s
 

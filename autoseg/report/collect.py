@@ -5,19 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import autoseg
 from autoseg.domain.dataset import Dataset
 from autoseg.domain.fingerprint import Fingerprint
 from autoseg.domain.plan import Plan
+from autoseg.domain.splits import patients_of
 from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
 from autoseg.evaluation.crossval import CaseMetrics, Evaluation, FoldEvaluation, Summary, summarise
 from autoseg.evaluation.metrics import ClassMetrics
+from autoseg.evaluation.selection import Selection
+from autoseg.evaluation.statistics import StatisticsRecord, patient_numbers
 from autoseg.io.files import read_json, read_text
 from autoseg.io.model import WEIGHTS
 from autoseg.io.run_folder import RunFolder
@@ -58,15 +62,20 @@ class FoldResult(Value):
 
 
 class ConfigurationResult(Value):
-    """The finished folds of one configuration.
+    """The finished folds of one configuration; or a mean of several, or what the recipe makes of them.
 
     Attributes:
+        name: Of the configuration; of a pair such as "2d + 3d_fullres"; "final" with post-processing.
+        folds: Empty unless it is a configuration that was trained.
         summary: Over the out-of-fold predictions of all finished folds together; None when no fold has any.
+        kind: What it is: "trained"; "ensemble": averaged probabilities of several; "final": what `predict` gives by
+            `inference.json`, with its post-processing.
     """
 
     name: str
     folds: tuple[FoldResult, ...]
     summary: Summary | None
+    kind: Literal["trained", "ensemble", "final"] = "trained"
 
 
 class ReportSummary(Value):
@@ -77,6 +86,10 @@ class ReportSummary(Value):
         tolerance_mm: Of the surface Dice, by class.
         num_cases: Labelled cases of the data set.
         best: Configuration with the highest mean foreground Dice; None when none was scored.
+        num_patients: Of the data set; a case whose patient is not known is one of its own.
+        statistics: How intervals and tests were made.
+        selection: What was decided by cross-validation: candidates and their comparisons, the choice, post-processing,
+            calibration, how sure each case is. None before all folds of a configuration are finished.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -89,6 +102,9 @@ class ReportSummary(Value):
     tolerance_mm: dict[str, float]
     best: str | None
     configurations: tuple[ConfigurationResult, ...]
+    num_patients: int | None = None
+    statistics: StatisticsRecord | None = None
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +149,8 @@ def collect(run: RunFolder) -> RunResults:
         ConfigError: The folder is not a run, no fold is finished, or a file is not valid.
     """
     dataset, plan, fingerprint = run.read_dataset(), run.read_plan(), run.read_fingerprint()
+    patients = patients_of(dataset.cases)
+    num_patients = int(patient_numbers([case.id for case in dataset.cases], patients).max(initial=-1)) + 1
     names = run.trained_configurations()
     if not names:
         raise ConfigError(
@@ -152,7 +170,7 @@ def collect(run: RunFolder) -> RunResults:
             if scored is not None:
                 tolerance_mm |= scored.evaluation.tolerance_mm
                 rows += _case_rows(name, fold, folder, scored.evaluation, dataset.file_ending)
-        configurations.append(_configuration_result(name, folds, rows, plan))
+        configurations.append(_configuration_result(name, folds, rows, plan, patients))
     summary = ReportSummary(
         autoseg_version=autoseg.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -163,6 +181,8 @@ def collect(run: RunFolder) -> RunResults:
         tolerance_mm=tolerance_mm,
         best=_best(configurations),
         configurations=tuple(configurations),
+        num_patients=num_patients,
+        statistics=StatisticsRecord(num_patients=num_patients),
     )
     return RunResults(dataset, plan, fingerprint, summary, tuple(rows), tuple(curves))
 
@@ -201,11 +221,12 @@ def _case_rows(name: str, fold: int | str, folder: Path, evaluation: Evaluation,
         yield CaseRow(name, fold, case, folder / VALIDATION_FOLDER / f"{case.case}{ending}")
 
 
-def _configuration_result(name: str, folds: list[FoldResult], rows: list[CaseRow], plan: Plan) -> ConfigurationResult:
+def _configuration_result(
+    name: str, folds: list[FoldResult], rows: list[CaseRow], plan: Plan, patients: Mapping[str, str]
+) -> ConfigurationResult:
     cases = [row.metrics for row in rows if row.configuration == name]
-    return ConfigurationResult(
-        name=name, folds=tuple(folds), summary=summarise(cases, plan.labels.names) if cases else None
-    )
+    summary = summarise(cases, plan.labels.names, patients) if cases else None
+    return ConfigurationResult(name=name, folds=tuple(folds), summary=summary)
 
 
 def _best(configurations: list[ConfigurationResult]) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from autoseg.errors import AutosegError
-from autoseg.evaluation.metrics import METRIC_NAMES
+from autoseg.evaluation.metrics import METRIC_NAMES, METRIC_TITLES
 from autoseg.io.files import write_text
 from autoseg.io.run_folder import RunFolder
 from autoseg.report.collect import SUMMARY_FILE, CaseRow, RunResults, cases_csv, collect
@@ -25,13 +25,6 @@ NUM_WORST = 6
 MAX_CLASSES_IN_FULL = 3
 """Up to so many classes, the table of cases shows three metrics a class, above it the Dice alone."""
 
-METRIC_TITLES = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "surface_dice": "Surface Dice",
-    "hd95_mm": "HD95 (mm)",
-    "average_distance_mm": "Average distance (mm)",
-}
 CASE_METRICS = ("dice", "surface_dice", "hd95_mm")
 
 _BYTES_PER_GB = 1e9
