@@ -24,7 +24,7 @@ def evaluate(
 ) -> None:
     """Compare label maps with references: Dice, HD95, surface Dice by case and class."""
     from autoseg.cli.output import TerminalProgress, emit_json, stdout
-    from autoseg.cli.tables import evaluation_table
+    from autoseg.cli.result_tables import evaluation_table
     from autoseg.pipeline import results
 
     evaluation = results.evaluate(predictions, reference, progress=TerminalProgress())

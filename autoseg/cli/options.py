@@ -111,4 +111,12 @@ Pretrained = Annotated[
         show_default=False,
     ),
 ]
+Select = Annotated[
+    bool,
+    typer.Option(
+        "--select",
+        help="First choose by cross-validation what `predict` uses: configuration or pair, temperatures, "
+        "post-processing (RUN/inference.json). `run` does so at its end.",
+    ),
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget what was trained and start afresh.")]

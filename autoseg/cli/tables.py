@@ -15,7 +15,6 @@ from autoseg.checking.findings import CheckReport, Finding
 from autoseg.checking.wording import listed
 from autoseg.domain.network_plan import NetworkPlan
 from autoseg.domain.plan import Plan
-from autoseg.evaluation.crossval import Evaluation, table
 
 if TYPE_CHECKING:
     from autoseg.pipeline.forecast import ConfigurationForecast, Forecast
@@ -213,19 +212,3 @@ def _told(item: Finding) -> str:
     where = ", ".join(part for part in (item.case, "/".join(parts)) if part)
     cases = f" ({listed(item.cases)})" if item.cases and item.cases[0] not in item.message else ""
     return f"{where}: {item.message}" if where else f"{item.message}{cases}"
-
-
-def evaluation_table(evaluation: Evaluation) -> Table:
-    """A row a class with the means over the cases, and the mean foreground Dice below."""
-    summary = evaluation.summary
-    header, rows = table(evaluation)
-    mean = summary.mean_foreground_dice
-    shown = Table(
-        title=f"{summary.num_cases} cases",
-        caption="Mean foreground Dice: " + ("undefined" if mean is None else f"{mean:.4f}"),
-    )
-    for title in header:
-        shown.add_column(title, overflow="fold")
-    for row in rows:
-        shown.add_row(*row)
-    return shown

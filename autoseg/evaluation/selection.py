@@ -6,18 +6,39 @@ All are compared on the same cases, each predicted by models that had not seen i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from autoseg.domain.inference import InferenceRecipe, Member, Rule
-from autoseg.domain.values import Value
+from autoseg.domain.values import Value, digest_of
+from autoseg.evaluation.metrics import METRICS_VERSION
 from autoseg.evaluation.statistics import Interval, StatisticsRecord
 from autoseg.evaluation.summaries import Summary
 
 SCHEMA_VERSION = 1
+
+SELECTION_VERSION = 1
+"""Of how decisions are made: those of another version are made anew."""
 
 FINAL = "final"
 """Name of what the recipe gives: the chosen candidate with its post-processing."""
 
 COMPARED_METRICS = ("dice", "surface_dice", "hd95_mm")
 """Of two candidates."""
+
+
+def inputs_digest(weights: Mapping[str, Mapping[str, str]]) -> str:
+    """Names what a selection is made from.
+
+    Args:
+        weights: SHA-256 of the weights, by configuration and fold, of every configuration that is a candidate.
+    """
+    ordered = {name: dict(sorted(folds.items())) for name, folds in weights.items()}
+    return digest_of({"version": SELECTION_VERSION, "metrics": METRICS_VERSION, "weights": ordered})
+
+
+def folder_name(candidate: str) -> str:
+    """Name of the folder of a candidate's predictions in `RUN/crossval`."""
+    return candidate.replace(" ", "")
 
 
 class Candidate(Value):

@@ -68,6 +68,16 @@ class RunFolder:
         return self.root / "report"
 
     @property
+    def crossval_folder(self) -> Path:
+        """What cross-validation decided, and the predictions that it compared; `predict` needs nothing of it."""
+        return self.root / "crossval"
+
+    @property
+    def selection_file(self) -> Path:
+        """Candidates, comparisons, and the choice."""
+        return self.crossval_folder / "selection.json"
+
+    @property
     def models_folder(self) -> Path:
         """Trained folds, by configuration."""
         return self.root / "models"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from autoseg.config import Settings
+from autoseg.domain.plan import Plan
 from autoseg.errors import DatasetError
 from autoseg.evaluation.crossval import Evaluation
 from autoseg.evaluation.folders import evaluate_folder
@@ -12,9 +14,12 @@ from autoseg.io.run_folder import RunFolder
 from autoseg.pipeline.cases import SILENT
 from autoseg.pipeline.planning import check, plan
 from autoseg.pipeline.pretrained import require_there
+from autoseg.pipeline.selecting import select
 from autoseg.pipeline.training import train
 from autoseg.report.page import write_report
 from autoseg.runtime import Progress, num_cpus
+
+log = logging.getLogger("autoseg")
 
 
 def evaluate(predictions: Path, reference: Path, *, progress: Progress = SILENT) -> Evaluation:
@@ -26,13 +31,34 @@ def evaluate(predictions: Path, reference: Path, *, progress: Progress = SILENT)
     return evaluate_folder(predictions, reference, workers=num_cpus(), progress=progress)
 
 
-def report(run_path: Path) -> Path:
+def report(
+    run_path: Path,
+    *,
+    selects: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress = SILENT,
+) -> Path:
     """Write the report of every finished fold; returns the page.
+
+    Args:
+        run_path: The run folder.
+        selects: Whether configuration, ensemble and post-processing are chosen first; see `select`.
+        device: Of that.
+        precision: Of that.
+        progress: One step a case.
 
     Raises:
         ConfigError: The folder is not a run, or no fold is finished.
     """
-    return write_report(RunFolder(run_path))
+    run_folder = RunFolder(run_path)
+    if selects:
+        selection = select(run_folder, device=device, precision=precision, progress=progress)
+        if selection is None:
+            log.info("Nothing is chosen yet: no configuration has all of its folds finished.")
+        else:
+            log.info("Chosen: %s. %s.", selection.choice, selection.reason)
+    return write_report(run_folder)
 
 
 def run(
@@ -46,7 +72,10 @@ def run(
     measures_step: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
-    """Check, plan, train, report; returns the page. Of a cascade, every fold of the previous stage is trained first.
+    """Check, plan, train, choose, report; returns the page. Run again, it goes on where it stopped.
+
+    Without `configuration` every planned one is trained, previous stages of cascades first. When every fold of some
+    configuration is finished, what `predict` uses is chosen; see `select`.
 
     Raises:
         DatasetError: The check found something that stops training.
@@ -63,9 +92,34 @@ def run(
             hint=f"Repair them; `autoseg check {dataset_path}` shows every finding.",
         )
     planned = plan(dataset_path, out, settings, measures_step=measures_step, progress=progress)
-    wanted = planned.configurations.get(configuration or planned.default_configuration)
-    if wanted is not None and wanted.previous_stage is not None:
+    for name in _in_order(planned, configuration):
         # Any fold of a cascade learns from what every fold of its previous stage predicts.
-        train(out, settings.train, configuration=wanted.previous_stage, restart=restart, progress=progress)
-    train(out, settings.train, configuration=configuration, fold=fold, restart=restart, progress=progress)
-    return report(out)
+        folds = "each" if _is_previous(planned, name, configuration) else fold
+        log.info("Training %s, fold %s", name, folds)
+        train(out, settings.train, configuration=name, fold=folds, restart=restart, progress=progress)
+    return report(
+        out,
+        selects=True,
+        device=settings.train.device,
+        precision=settings.train.precision,
+        progress=progress,
+    )
+
+
+def _in_order(planned: Plan, wanted: str | None) -> tuple[str, ...]:
+    """Configurations to train, each after the previous stage that it needs."""
+    if wanted is not None and wanted not in planned.configurations:
+        return (wanted,)  # which the training refuses, naming those that there are
+    names: list[str] = []
+    for name in planned.configurations if wanted is None else (wanted,):
+        stage = planned.configurations[name].previous_stage
+        names += [item for item in (stage, name) if item is not None and item not in names]
+    return tuple(names)
+
+
+def _is_previous(planned: Plan, name: str, wanted: str | None) -> bool:
+    """Whether another configuration that is trained needs every fold of this one."""
+    trained = _in_order(planned, wanted)
+    return any(
+        planned.configurations[other].previous_stage == name for other in trained if other in planned.configurations
+    )

@@ -20,7 +20,7 @@ from autoseg.domain.values import Value
 from autoseg.errors import ConfigError
 from autoseg.evaluation.crossval import CaseMetrics, Evaluation, FoldEvaluation, Summary, summarise
 from autoseg.evaluation.metrics import ClassMetrics
-from autoseg.evaluation.selection import Selection
+from autoseg.evaluation.selection import FINAL, Selection, folder_name, inputs_digest
 from autoseg.evaluation.statistics import StatisticsRecord, patient_numbers
 from autoseg.io.files import read_json, read_text
 from autoseg.io.model import WEIGHTS
@@ -160,6 +160,7 @@ def collect(run: RunFolder) -> RunResults:
     rows: list[CaseRow] = []
     curves: list[Curve] = []
     tolerance_mm: dict[str, float] = {}
+    weights: dict[str, dict[str, str]] = {}
     for name in names:
         folds = []
         for fold in run.trained_folds(name):
@@ -168,9 +169,16 @@ def collect(run: RunFolder) -> RunResults:
             folds.append(_fold_result(fold, folder, scored))
             curves.append(Curve(name, fold, read_metrics(folder)))
             if scored is not None:
+                weights.setdefault(name, {})[str(fold)] = scored.weights_sha256
                 tolerance_mm |= scored.evaluation.tolerance_mm
                 rows += _case_rows(name, fold, folder, scored.evaluation, dataset.file_ending)
         configurations.append(_configuration_result(name, folds, rows, plan, patients))
+    selection = _selection(run, weights)
+    if selection is not None:
+        for candidate in _predicted_anew(selection):
+            result, found = _of_crossval(run, candidate, rows, dataset.file_ending)
+            configurations.append(result)
+            rows += found
     summary = ReportSummary(
         autoseg_version=autoseg.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -179,12 +187,56 @@ def collect(run: RunFolder) -> RunResults:
         plan_digest=plan.digest(),
         fingerprint_digest=fingerprint.digest(),
         tolerance_mm=tolerance_mm,
-        best=_best(configurations),
+        best=_best(configurations) if selection is None else selection.choice,
         configurations=tuple(configurations),
         num_patients=num_patients,
         statistics=StatisticsRecord(num_patients=num_patients),
+        selection=selection,
     )
     return RunResults(dataset, plan, fingerprint, summary, tuple(rows), tuple(curves))
+
+
+def _selection(run: RunFolder, weights: Mapping[str, Mapping[str, str]]) -> Selection | None:
+    """What cross-validation decided; None where it did not, or other weights are there now."""
+    path = run.selection_file
+    if not path.is_file():
+        return None
+    selection = Selection.from_json(read_text(path), path)
+    names = {member.configuration for item in selection.candidates for member in item.members}
+    if inputs_digest({name: folds for name, folds in weights.items() if name in names}) == selection.inputs_digest:
+        return selection
+    log.warning("%s is left out: it was made from other weights; run: autoseg report %s --select", path, run.root)
+    return None
+
+
+def _predicted_anew(selection: Selection) -> tuple[str, ...]:
+    """Candidates with label maps of their own, and what the recipe gives where it does more than choose."""
+    pairs = tuple(item.name for item in selection.candidates if len(item.members) > 1)
+    return (*pairs, FINAL) if selection.recipe.postprocessing else pairs
+
+
+def _of_crossval(
+    run: RunFolder, name: str, rows: list[CaseRow], ending: str
+) -> tuple[ConfigurationResult, list[CaseRow]]:
+    """A pair, or what the recipe gives, with its cases.
+
+    Raises:
+        ConfigError: Its scores are missing or not valid.
+    """
+    folder = run.crossval_folder / folder_name(name)
+    path = folder / SUMMARY_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} is missing, which {run.selection_file} speaks of",
+            hint=f"Delete {run.selection_file} and run: autoseg report {run.root} --select",
+        )
+    evaluation = Evaluation.from_json(read_text(path), path)
+    folds = {row.metrics.case: row.fold for row in rows}
+    result = ConfigurationResult(
+        name=name, folds=(), summary=evaluation.summary, kind="final" if name == FINAL else "ensemble"
+    )
+    found = [CaseRow(name, folds[case.case], case, folder / f"{case.case}{ending}") for case in evaluation.cases]
+    return result, found
 
 
 def read_fold_evaluation(folder: Path) -> FoldEvaluation | None:

@@ -1,0 +1,303 @@
+"""Rules of post-processing, searched on out-of-fold predictions and kept only where they surely help.
+
+In rounds: first all classes joined (the largest component of all foreground), then each class (components), last its
+holes. Components of classes that exclude each other are searched in one round, because what leaves one becomes
+background and changes no other; regions, and holes once a rule is kept, one after the other. Of each kind of rule and
+each class the best variant is shown; it is kept if
+
+- the mean foreground Dice rises, and so does its 95 % bootstrap interval over patients: the lower end is above 0;
+- the mean Dice of no class falls.
+
+Source: Isensee et al. 2021, Nature Methods 18, for the search on cross-validation; docs/decisions/0043 for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.domain.dataset import LabelSchema
+from autoseg.domain.inference import DropSmall, FillHoles, KeepLargest, Rule
+from autoseg.evaluation.components import Components, components_of, without_holes
+from autoseg.evaluation.counts import Counts, LabelTable, class_means, dice_of, mean_foreground
+from autoseg.evaluation.postprocess import apply_rules
+from autoseg.evaluation.selection import TriedRule
+from autoseg.evaluation.statistics import MIN_PATIENTS, Bootstrap, Interval, interval_of, mean_of_means
+from autoseg.io.images import read_labels
+from autoseg.runtime import NoProgress, Progress
+
+KEEP_COUNTS = (1, 2, 3)
+"""How many components of a class are tried to be kept."""
+
+DROP_QUANTILES = (0.25, 0.5, 0.75, 0.9, 1.0)
+"""Smallest volumes that are tried lie just above these quantiles of the components that are not the largest of their
+case."""
+
+_MM3_PER_ML = 1000.0
+_JUST_ABOVE = 1.01
+_DIGITS = 3
+# Means of thousands of cases are equal to about this.
+_ROUNDING = 1e-12
+
+Group = tuple[str, ...]
+"""Classes whose components are looked at together; one, as a rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """A case with its out-of-fold prediction.
+
+    Attributes:
+        case: Its id.
+        prediction: Label map.
+        reference: Label map.
+        annotated: Names of the classes that the reference annotates; None: all.
+    """
+
+    case: str
+    prediction: Path
+    reference: Path
+    annotated: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """What one round needs of a case."""
+
+    voxel_ml: float
+    counts: Counts
+    components: Mapping[Group, Components] = field(default_factory=dict)
+    filled: Mapping[Group, Counts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    groups: tuple[Group, ...]
+    is_filling: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of a search.
+
+    Attributes:
+        rules: Those that are kept, in order.
+        tried: The best of each kind and class.
+    """
+
+    rules: tuple[Rule, ...]
+    tried: tuple[TriedRule, ...]
+
+
+class RuleSearch:
+    """One search.
+
+    Args:
+        cases: With their predictions.
+        schema: The labels.
+        patients: By case id; a case that is not in it is a patient of its own.
+        workers: Threads; at most so many cases are in memory.
+        progress: One step a case and round.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Predicted],
+        schema: LabelSchema,
+        patients: Mapping[str, str],
+        workers: int = 1,
+        progress: Progress | None = None,
+    ) -> None:
+        self._cases = tuple(cases)
+        self._schema = schema
+        self._table = LabelTable(schema)
+        self._workers = max(1, workers)
+        self._progress = progress or NoProgress()
+        self._bootstrap = Bootstrap.of([case.case for case in cases], patients)
+        self._rules: list[Rule] = []
+        self._tried: list[TriedRule] = []
+
+    def run(self) -> Found:
+        """Search, round by round.
+
+        Raises:
+            DatasetError: A label map cannot be read.
+        """
+        for one in _rounds(self._schema):
+            self._round(one)
+        return Found(tuple(self._rules), tuple(self._tried))
+
+    def _round(self, one: _Round) -> None:
+        seen = self._see(one)
+        counts = [item.counts for item in seen]
+        for number, group in enumerate(one.groups):
+            num_kept = len(self._rules)
+            # Components that a rule of this group has taken away already.
+            gone: list[NDArray[np.bool_] | None] = [None] * len(seen)
+            for variants in self._variants(group, one, seen):
+                counts = self._try(variants, seen, counts, group, gone)
+            if one.is_filling and len(self._rules) > num_kept and one.groups[number + 1 :]:
+                # A hole may lie in another one: what was seen of the others holds no longer.
+                self._round(_Round(one.groups[number + 1 :], is_filling=True))
+                return
+
+    def _see(self, one: _Round) -> list[_Seen]:
+        """Look at every case."""
+        what = "holes" if one.is_filling else "components"
+        self._progress.start(f"Post-processing: {what}", len(self._cases))
+        seen = []
+        with ThreadPoolExecutor(self._workers) as pool:
+            for item in pool.map(lambda case: self._look(case, one), self._cases):
+                seen.append(item)
+                self._progress.advance()
+        self._progress.finish()
+        return seen
+
+    def _look(self, case: Predicted, one: _Round) -> _Seen:
+        """Read a case, apply what is kept so far, and find what the round asks for."""
+        reference, geometry = read_labels(case.reference, None)
+        labels, _ = read_labels(case.prediction, geometry)
+        spacing = geometry.spacing_mm
+        if self._rules:
+            labels = apply_rules(labels, self._rules, self._schema, spacing)
+        # Counted as they lie in memory: files are read in Fortran order.
+        actual = self._table.encode_reference(np.ascontiguousarray(reference.T))
+        counts = self._table.count(actual, self._table.encode(np.ascontiguousarray(labels.T)))
+        voxel_ml = prod(spacing) / _MM3_PER_ML
+        if not one.is_filling:
+            # On the file's own axes: of equal components the first one counts as the largest.
+            found = {group: components_of(group, labels, actual.T, self._schema, self._table) for group in one.groups}
+            return _Seen(voxel_ml, counts, found)
+        filled = {}
+        for group in one.groups:
+            new = apply_rules(labels, (FillHoles(classes=group),), self._schema, spacing)
+            filled[group] = without_holes(labels, new, actual.T, counts, self._table)
+        return _Seen(voxel_ml, counts, {}, filled)
+
+    def _variants(self, group: Group, one: _Round, seen: Sequence[_Seen]) -> Iterator[tuple[Rule, ...]]:
+        """Rules of one kind each, of which the best is looked for."""
+        if one.is_filling:
+            yield (FillHoles(classes=group),)
+            return
+        is_joined = len(group) > 1
+        yield tuple(
+            KeepLargest(classes=group, joined=is_joined, count=count)
+            for count in (KEEP_COUNTS[:1] if is_joined else KEEP_COUNTS)
+        )
+        if not is_joined:
+            yield tuple(DropSmall(classes=group, min_ml=value) for value in _volumes_ml(group, seen))
+
+    def _try(
+        self,
+        variants: Sequence[Rule],
+        seen: Sequence[_Seen],
+        counts: list[Counts],
+        group: Group,
+        gone: list[NDArray[np.bool_] | None],
+    ) -> list[Counts]:
+        """Try rules of a kind, keep the best if it surely helps; returns the counts from now on."""
+        if not variants:
+            return counts
+        before = self._dice(counts)
+        results = [(rule, self._with(rule, seen, counts, group, gone)) for rule in variants]
+        judged = [(new, self._judge(rule, before, self._dice(new))) for rule, new in results]
+        new, best = max(judged, key=lambda item: (item[1].is_kept, item[1].dice_after))
+        if not any(best.class_gains.values()):
+            return counts  # nothing to do anywhere: not worth a line
+        self._tried.append(best)
+        if not best.is_kept:
+            return counts
+        self._rules.append(best.rule)
+        if not isinstance(best.rule, FillHoles):
+            gone[:] = [item.components[group].leaving(best.rule, item.voxel_ml) for item in seen]
+        return new
+
+    def _with(
+        self,
+        rule: Rule,
+        seen: Sequence[_Seen],
+        counts: Sequence[Counts],
+        group: Group,
+        gone: Sequence[NDArray[np.bool_] | None],
+    ) -> list[Counts]:
+        """The counts of every case with a rule."""
+        if isinstance(rule, FillHoles):
+            # Nothing else has been filled since these cases were looked at.
+            return [item.filled[group] for item in seen]
+        out = []
+        for item, now, before in zip(seen, counts, gone, strict=True):
+            components = item.components[group]
+            leaving = components.leaving(rule, item.voxel_ml)
+            if before is not None:
+                leaving &= ~before
+            out.append(components.without(leaving, now) if leaving.any() else now)
+        return out
+
+    def _dice(self, counts: Sequence[Counts]) -> NDArray[np.float64]:
+        return np.array(
+            [dice_of(item, self._schema, case.annotated) for item, case in zip(counts, self._cases, strict=True)]
+        ).reshape(len(self._cases), len(self._schema.classes))
+
+    def _judge(self, rule: Rule, before: NDArray[np.float64], after: NDArray[np.float64]) -> TriedRule:
+        names = self._schema.names
+        dice_before, dice_after = mean_foreground(before) or 0.0, mean_foreground(after) or 0.0
+        gains = {
+            name: None if new is None or old is None else new - old
+            for name, old, new in zip(names, class_means(before), class_means(after), strict=True)
+        }
+        interval: Interval | None = None
+        if self._bootstrap.num_patients >= MIN_PATIENTS:
+            drawn, drawn_after = (mean_of_means(self._bootstrap.means(item)) for item in (before, after))
+            interval = interval_of(drawn_after - drawn)
+        reason = _against(dice_after - dice_before, interval, gains)
+        return TriedRule(
+            rule=rule,
+            dice_before=dice_before,
+            dice_after=dice_after,
+            interval=interval,
+            class_gains=gains,
+            is_kept=not reason,
+            reason=reason or "the mean foreground Dice rises beyond its interval, and no class loses",
+        )
+
+
+def _against(gain: float, interval: Interval | None, class_gains: Mapping[str, float | None]) -> str:
+    """Why a rule is not kept; empty if it is."""
+    losing = [name for name, value in class_gains.items() if value is not None and value < -_ROUNDING]
+    if gain <= _ROUNDING:
+        return "the mean foreground Dice does not rise"
+    if losing:
+        return f"the Dice of {', '.join(losing)} falls"
+    if interval is None:
+        return "there are too few patients for an interval"
+    if interval.low <= 0:
+        return "the gain is not beyond its 95 % interval over patients"
+    return ""
+
+
+def _rounds(schema: LabelSchema) -> Iterator[_Round]:
+    singles: tuple[Group, ...] = tuple((name,) for name in schema.names)
+    if schema.has_regions:
+        for is_filling in (False, True):
+            yield from (_Round((group,), is_filling) for group in singles)
+        return
+    if len(singles) > 1:
+        yield _Round((schema.names,), is_filling=False)
+    yield _Round(singles, is_filling=False)
+    yield _Round(singles, is_filling=True)
+
+
+def _volumes_ml(group: Group, seen: Sequence[_Seen]) -> tuple[float, ...]:
+    """Smallest volumes worth trying, ascending."""
+    others = [np.sort(item.components[group].sizes)[:-1] * item.voxel_ml for item in seen]
+    pooled = np.concatenate(others) if others else np.zeros(0)
+    if not len(pooled):
+        return ()
+    values = (float(value) * _JUST_ABOVE for value in np.quantile(pooled, DROP_QUANTILES, method="higher"))
+    return tuple(dict.fromkeys(float(f"{value:.{_DIGITS}g}") for value in values))
