@@ -77,7 +77,7 @@ class Decoder:
         self.table = LabelTable(schema)
 
     def outcome_of_codes(self, codes: Codes) -> NDArray[np.int64]:
-        """What codes (K, ...) of one configuration say: the winning class (the earlier of equal ones), or regions as bits."""
+        """What codes (K, ...) of one configuration say: the winning class (of equals the first), or bits of regions."""
         if self.schema.has_regions:
             return _bits(codes >= _HALF)
         winners: NDArray[np.int64] = codes.argmax(axis=0)

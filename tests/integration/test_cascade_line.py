@@ -379,10 +379,13 @@ def test_run_trains_the_previous_stage_first(
     monkeypatch.setattr(results, "check", lambda *_, **__: Clean())
     monkeypatch.setattr(results, "plan", lambda *_, **__: planned.read_plan())
     monkeypatch.setattr(results, "train", note)
-    monkeypatch.setattr(results, "report", lambda _: tmp_path)
+    monkeypatch.setattr(results, "report", lambda *_, **__: tmp_path)
     results.run(tmp_path, tmp_path, Settings(), configuration=CASCADE, fold="0")
     results.run(tmp_path, tmp_path, Settings())
-    assert calls == [(LOWRES, "each"), (CASCADE, "0"), (None, "each")]
+    first, rest = calls[:2], calls[2:]
+    assert first == [(LOWRES, "each"), (CASCADE, "0")]
+    assert sorted(rest, key=str) == sorted(((name, "each") for name in planned.read_plan().configurations), key=str)
+    assert rest.index((LOWRES, "each")) < rest.index((CASCADE, "each"))
 
 
 # --- The same bits, whatever happens on the way --------------------------------------------------------------------
