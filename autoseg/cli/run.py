@@ -33,7 +33,7 @@ def run(
     restart: options.Restart = False,
     log: options.Log = None,
 ) -> None:
-    """Check, plan, train each fold and report, in one go; run again, it goes on where it stopped."""
+    """Check, plan, train every fold of every configuration, choose, report; run again, it goes on where it stopped."""
     from autoseg.cli.output import TerminalProgress, stdout
     from autoseg.pipeline import results
     from autoseg.pipeline.settings import resolve_settings

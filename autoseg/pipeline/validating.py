@@ -13,6 +13,7 @@ from autoseg.domain.dataset import Dataset
 from autoseg.domain.splits import patients_of
 from autoseg.errors import AutosegError
 from autoseg.evaluation.crossval import BestWeights, Evaluation, FoldEvaluation, evaluate_cases, tolerance_of
+from autoseg.evaluation.metrics import METRICS_VERSION
 from autoseg.inference.cases import predict_cases
 from autoseg.io.files import read_json, write_text
 from autoseg.io.model import BEST, Model, is_whole, load_model
@@ -62,8 +63,19 @@ class _Scoring:
         )
         outcome.raise_failures()
         predicted_s = time.monotonic() - started
+        evaluation, score_s = self.compare(out)
+        return evaluation, predicted_s, score_s
+
+    def compare(self, out: Path) -> tuple[Evaluation, float]:
+        """Compare what is predicted already; returns the seconds too.
+
+        Raises:
+            AutosegError: Cases that could not be compared.
+        """
+        started = time.monotonic()
+        cases = [self.dataset.case(case_id) for case_id in self.case_ids]
         evaluation = evaluate_cases(
-            [(case.id, out / f"{case.id}{self.dataset.file_ending}", labels_of(case)) for case in cases],
+            [(case.id, self.label_map(case.id, out), labels_of(case)) for case in cases],
             self.dataset.labels,
             tolerance_of(self.run_folder.read_fingerprint()),
             workers=num_cpus(),
@@ -71,7 +83,11 @@ class _Scoring:
             annotated=annotated_names(cases),
             patients=patients_of(self.dataset.cases),
         )
-        return evaluation, predicted_s, time.monotonic() - started - predicted_s
+        return evaluation, time.monotonic() - started
+
+    def label_map(self, case_id: str, out: Path) -> Path:
+        """Where the prediction of a case lies."""
+        return out / f"{case_id}{self.dataset.file_ending}"
 
 
 def validate_fold(
@@ -103,6 +119,10 @@ def validate_fold(
     summary = validation / VALIDATION_SUMMARY_FILE
     scoring = _Scoring(run_folder, dataset, case_ids, settings, previous, progress)
     scored = _stored(summary, model)
+    if scored is not None and scored.evaluation.metrics_version != METRICS_VERSION:
+        scored = _renewed(scored, scoring, validation)
+        if scored is not None:
+            write_text(summary, scored.to_json())
     if scored is None:
         evaluation, predict_s, score_s = scoring.score(model, validation)
         scored = FoldEvaluation(
@@ -123,6 +143,14 @@ def _stored(summary: Path, model: Model) -> FoldEvaluation | None:
     if stored.get("weights_sha256") != model.card.weights_sha256:
         return None
     return FoldEvaluation.model_validate(stored)
+
+
+def _renewed(scored: FoldEvaluation, scoring: _Scoring, validation: Path) -> FoldEvaluation | None:
+    """What an earlier version scored, with the metrics of today; None where label maps are missing."""
+    if not all(scoring.label_map(case_id, validation).is_file() for case_id in scoring.case_ids):
+        return None
+    evaluation, score_s = scoring.compare(validation)
+    return scored.model_copy(update={"evaluation": evaluation, "score_s": score_s})
 
 
 def _best_weights(folder: Path, final: Model, scored: FoldEvaluation, scoring: _Scoring) -> BestWeights:

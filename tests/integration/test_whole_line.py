@@ -151,7 +151,8 @@ def test_the_report_is_one_page_without_network(run: Path, capsys: pytest.Captur
 
 
 def test_run_does_it_all_and_does_it_once(dataset: Path, tmp_path: Path) -> None:
-    words = ["run", str(dataset), "--out", str(tmp_path / "run"), "--fold", "0", "--epochs", "1", *SMALL]
+    only = ["--config", "3d_fullres", "--fold", "0", "--epochs", "1"]
+    words = ["run", str(dataset), "--out", str(tmp_path / "run"), *only, *SMALL]
     assert main(words) == 0
     page = tmp_path / "run" / "report" / "index.html"
     weights = tmp_path / "run" / "models" / "3d_fullres" / "fold_0" / "weights.safetensors"
@@ -159,6 +160,28 @@ def test_run_does_it_all_and_does_it_once(dataset: Path, tmp_path: Path) -> None
     assert page.is_file()
     assert main(words) == 0
     assert weights.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_run_cross_validates_every_configuration_and_chooses(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, image = tmp_path / "run", sorted((dataset / "imagesTs").glob("*.nii.gz"))[0]
+    flat = ["--set", "2d.network.features_per_stage=[4,8,8,8]", "--set", "2d.training.batch_size=4"]
+    words = ["run", str(dataset), "--out", str(run), "--epochs", "1", *SMALL, *flat]
+    assert main(words) == 0
+    selection = json.loads((run / "crossval" / "selection.json").read_text())
+    assert {item["name"] for item in selection["candidates"]} == {"2d", "3d_fullres", "2d + 3d_fullres"}
+    assert selection["num_cases"] == NUM_CASES
+    written = (run / "inference.json").stat().st_mtime_ns
+    assert main(words) == 0
+    assert (run / "inference.json").stat().st_mtime_ns == written
+    assert main(["report", str(run), "--json", str(tmp_path / "summary.json")]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["best"] == summary["selection"]["choice"] == selection["choice"]
+    assert selection["choice"] in capsys.readouterr().out
+    assert main(["predict", str(run), str(image), "--out", str(tmp_path / "out")]) == 0
+    assert nib.load(tmp_path / "out" / image.name).shape == nib.load(image).shape
 
 
 def test_a_2d_network_goes_the_same_way(dataset: Path, tmp_path: Path) -> None:

@@ -166,3 +166,19 @@ def test_the_line_says_what_the_best_weights_are(best: BestWeights | None, expec
     assert "mean foreground Dice 0.8700 on 40 validation cases (predicted and scored in 10 s)" in line
     assert expected in line
     assert ("best weights" in line) is bool(expected)
+
+
+def test_scores_of_an_earlier_version_are_made_anew_without_predicting(
+    run: RunFolder, fold: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = validate(run, fold)
+    path = fold / "validation" / "summary.json"
+    old = json.loads(path.read_text())
+    del old["evaluation"]["metrics_version"]
+    old["evaluation"]["summary"]["classes"][0].pop("lesions")
+    path.write_text(json.dumps(old))
+    monkeypatch.setattr(validating, "predict_cases", None)
+    renewed = validate(run, fold)
+    assert renewed.evaluation == scored.evaluation
+    assert FoldEvaluation.model_validate_json(path.read_text()).evaluation == scored.evaluation
+    assert renewed.predict_s == scored.predict_s
