@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from autoseg.evaluation.crossval import Evaluation, table
+from autoseg.evaluation.crossval import Evaluation, lesions_text, table
 from autoseg.evaluation.selection import Candidate, CandidateComparison, Selection
 from autoseg.evaluation.statistics import Interval
-from autoseg.evaluation.summaries import ClassSummary, Summary
+from autoseg.evaluation.summaries import Summary
 from autoseg.report.collect import ReportSummary
 
 
@@ -77,18 +77,11 @@ def _classes(name: str, summary: Summary) -> Table:
             _number(item.metric("surface_dice").mean),
             _number(item.metric("hd95_mm").mean, 2),
             "–" if relative is None else f"{relative:+.1%}",
-            _lesions(item),
+            lesions_text(item),
             f"{item.num_missed} of {item.num_present}",
             f"{item.num_spurious} of {item.num_absent}",
         )
     return shown
-
-
-def _lesions(item: ClassSummary) -> str:
-    found = item.lesions
-    if found is None:
-        return "–"
-    return " / ".join(_number(value, 2) for value in (found.precision, found.recall, found.f1))
 
 
 def _comparisons(selection: Selection) -> Table | Text:

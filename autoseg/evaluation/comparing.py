@@ -160,7 +160,7 @@ def choose_candidate(
         if score(pair) > score(best) and row is not None and (row.p_value or 0.0) < SIGNIFICANT:
             better.append((pair, words))
         else:
-            said.append(f"{words}, which is not clearly more")
+            said.append(f"{words}, which is {'not clearly more' if score(pair) > score(best) else 'no more'}")
     if not better:
         return best, "; ".join(said)
     chosen, words = max(better, key=lambda item: score(item[0]))

@@ -39,14 +39,17 @@ __all__ = [
     "Summary",
     "default_tolerance_mm",
     "evaluate_cases",
+    "lesions_text",
     "resolve_tolerance",
     "summarise",
     "table",
     "tolerance_of",
 ]
 
-TABLE_METRICS = ("dice", "iou", "surface_dice", "hd95_mm", "average_distance_mm")
+TABLE_METRICS = ("dice", "iou", "surface_dice", "hd95_mm", "average_distance_mm", "relative_volume_error")
 """Metrics that the terminal shows."""
+
+TABLE_TITLES = ("class", "Dice", "IoU", "NSD", "HD95 mm", "avg. dist. mm", "volume error")
 
 Pair = tuple[str, Path, Path]
 """Case id, predicted label map, reference label map."""
@@ -178,13 +181,20 @@ def resolve_tolerance(tolerance_mm: float | Mapping[str, float], schema: LabelSc
 
 def table(evaluation: Evaluation) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """The summary as text for a terminal: the header and one row a class."""
-    header = ("class", "Dice", "IoU", "NSD", "HD95 mm", "avg. dist. mm", "cases", "missed", "false alarms")
+    header = (*TABLE_TITLES, "lesion P / R / F1", "cases", "missed", "false alarms")
     rows = []
     for item in evaluation.summary.classes:
         figures = [_text(item.metric(name).mean, 2 if name.endswith("_mm") else 4) for name in TABLE_METRICS]
+        figures.append(lesions_text(item))
         counts = (str(item.num_present), str(item.num_missed), f"{item.num_spurious} of {item.num_absent}")
         rows.append((item.name, *figures, *counts))
     return header, tuple(rows)
+
+
+def lesions_text(item: ClassSummary) -> str:
+    """Precision, recall and F1 of the lesions of a class over all cases."""
+    found = item.lesions
+    return "–" if found is None else " / ".join(_text(value, 2) for value in (found.precision, found.recall, found.f1))
 
 
 def _text(value: float | None, digits: int) -> str:

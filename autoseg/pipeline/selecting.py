@@ -6,6 +6,7 @@ What is decided is written to `inference.json`, and why to `crossval/selection.j
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -223,6 +224,12 @@ class _Selecting:
         self._progress.finish()
         return results
 
+    def _fresh(self, candidate: str) -> Path:
+        """The folder of a candidate's predictions, without those of an earlier selection."""
+        folder = self._run.crossval_folder / folder_name(candidate)
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
     def _reference(self, case: Case) -> Indices:
         """Value indices (Z, Y, X) of the reference."""
         labels, _ = read_labels(labels_of(case), self._geometry(case))
@@ -279,7 +286,7 @@ class _Selecting:
     def _pair(self, first: str, second: str) -> Scored:
         name = f"{first} + {second}"
         weight, cross_fitted = self._weight(first, second)
-        folder = self._run.crossval_folder / folder_name(name)
+        folder = self._fresh(name)
 
         def write(_: int, case: Case) -> Path:
             path = folder / f"{case.id}{self._dataset.file_ending}"
@@ -335,7 +342,7 @@ class _Selecting:
 
     def _apply(self, found: Found, best: Scored) -> Summary:
         """Write and score what the rules make of the chosen predictions."""
-        folder = self._run.crossval_folder / FINAL
+        folder = self._fresh(FINAL)
 
         def write(_: int, case: Case) -> Path:
             path = folder / f"{case.id}{self._dataset.file_ending}"
