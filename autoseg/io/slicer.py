@@ -18,8 +18,6 @@ from autoseg.domain.geometry import Geometry
 from autoseg.domain.label_table import Label
 from autoseg.io.itk import write_itk
 
-SEGMENTATION_ENDING = ".seg.nrrd"
-
 _REPRESENTATION = "Binary labelmap"
 _NOTHING = "0 -1 0 -1 0 -1"
 """The extent of a segment without a voxel."""
