@@ -1,4 +1,4 @@
-"""How often the warning of an unusual input comes: for held-out cases of the same set, for changed ones, for other sets.
+"""How often an unusual input is told: of held-out cases of the same set, of changed ones, of other sets.
 
     python scripts/bench_outside.py DATA --out FOLDER
 

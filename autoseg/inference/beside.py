@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from autoseg.domain.beside import ENTROPY, PROBABILITIES, SEGMENTATION
 from autoseg.domain.dataset import Case
 from autoseg.domain.endings import split_ending
+from autoseg.domain.fingerprint import CaseStats
 from autoseg.domain.geometry import Geometry, Volume
 from autoseg.domain.label_table import label_table
 from autoseg.domain.outside import LIMIT, Outside, outside
 from autoseg.errors import ConfigError
 from autoseg.inference.gather import Gathering, SideFile, Wanted
 from autoseg.inference.statistics import CaseStatistics, class_statistics
-from autoseg.inference.statistics_table import write_part, write_table
+from autoseg.inference.statistics_table import write_part
 from autoseg.inference.tta import Tta, mirrors_of
 from autoseg.io.fractions import LARGEST_ERROR, write_fractions
 from autoseg.io.images import read_case
@@ -40,30 +41,35 @@ class Beside:
     """Writes what is wanted besides label maps; the same for every case of a prediction.
 
     Args:
-        cards: Of the models that give the result.
+        cards: Of the models that give the result, of one plan.
         wanted: What is written.
         tta: Test-time mirroring, for the words about certainty.
     """
 
     def __init__(self, cards: Sequence[ModelCard], wanted: Wanted, tta: Tta = "none") -> None:
-        card = cards[0]
         self.wanted = wanted
-        self._schema = card.plan.labels
-        self._table = label_table(card.plan.labels)
-        self._channels = [channel.name for channel in card.plan.channels]
-        self._plan = card.settings.preprocess
-        self._trained_on = [card.trained_on for card in cards if card.trained_on is not None]
-        self._certainty = _certainty(len(cards), tta if mirrors_of(card.settings).axes else "none")
+        self._cards = tuple(cards)
+        plan = cards[0].plan
+        self._schema = plan.labels
+        self._table = label_table(plan.labels)
+        self._channels = [channel.name for channel in plan.channels]
+        self._certainty = _certainty(cards, tta)
         self._outside: dict[str, tuple[Outside, ...]] = {}
+
+    def gathering(self, geometry: Geometry, folder: Path) -> Gathering | None:
+        """What is filled in while an image is segmented; None where nothing is wanted of its logits."""
+        if not self.wanted.gathers:
+            return None
+        return Gathering(geometry.shape, self._schema, self.wanted, folder)
 
     def notice(self, case: Case, volume: Volume) -> None:
         """Tell of an image that lies outside of what the models have learned from; may run in another thread."""
-        if not self._trained_on:
+        known = [card for card in self._cards if card.trained_on is not None]
+        if not known:
             return
         measured = measure_image(volume, case.id)
-        # Outside of the training of one fold is not yet outside of what the models know together.
-        each = [outside(known, measured, self._plan, self._channels) for known in self._trained_on]
-        found = min(each, key=len)
+        # What is new to one model is not yet new to all of them.
+        found = min((_outside(card, measured, self._channels) for card in known), key=len)
         self._outside[case.id] = found
         if found:
             told = "; ".join(
@@ -78,35 +84,6 @@ class Beside:
                 told,
             )
 
-    def paths(self, label_map: Path) -> tuple[Path, ...]:
-        """Every file that `write` writes beside a label map."""
-        endings: list[str] = []
-        if self.wanted.probabilities:
-            endings.append(PROBABILITIES)
-        if self.wanted.uncertainty:
-            endings.append(ENTROPY)
-        for kind in self.wanted.side_files:
-            endings += _ENDINGS[kind]
-        return tuple(beside(label_map, ending) for ending in endings)
-
-    def refuse_clashes(self, targets: Sequence[Path]) -> None:
-        """Refuse cases whose names make one file of another case's.
-
-        Raises:
-            ConfigError: Names them.
-        """
-        taken = {target: target for target in targets}
-        clashes = []
-        for target in targets:
-            for path in self.paths(target):
-                if path in taken:
-                    clashes.append(f"{path.name}, of {target.name} and of {taken[path].name}")
-                taken[path] = target
-        if clashes:
-            raise ConfigError(
-                "outputs of different cases would have one name", problems=clashes, hint="Rename the inputs."
-            )
-
     def write(
         self,
         case: Case,
@@ -114,8 +91,11 @@ class Beside:
         labels: NDArray[np.integer],
         geometry: Geometry,
         gathering: Gathering | None,
-    ) -> None:
+    ) -> tuple[Path, ...]:
         """Write all that is wanted of a case; comes before its label map, so that this says that the case is whole.
+
+        Returns:
+            The files.
 
         Raises:
             DatasetError: The image, which statistics read again, cannot be read.
@@ -125,8 +105,10 @@ class Beside:
             self._write_fractions(label_map, geometry, gathering)
         for kind in self.wanted.side_files:
             self._write_side_file(kind, label_map, labels, geometry)
-        if self.wanted.has_table:
-            self._write_statistics(case, label_map, labels, geometry, gathering)
+        if not self.wanted.has_table:
+            return paths_beside(label_map, self.wanted)
+        rows = self._statistics(case, label_map, labels, geometry, gathering)
+        return (*paths_beside(label_map, self.wanted), write_part(label_map.parent, rows))
 
     def _write_fractions(self, label_map: Path, geometry: Geometry, gathering: Gathering) -> None:
         common = {"label_map": label_map.name, "largest_error": LARGEST_ERROR}
@@ -155,35 +137,57 @@ class Beside:
         else:
             write_bids_table(paths[0], self._table)
 
-    def _write_statistics(
+    def _statistics(
         self,
         case: Case,
         label_map: Path,
         labels: NDArray[np.integer],
         geometry: Geometry,
         gathering: Gathering | None,
-    ) -> None:
+    ) -> CaseStatistics:
         # Read once more rather than kept: between reading and writing lie up to two other cases.
         image = read_case(case, len(self._channels)) if self.wanted.statistics else None
         counts = gathering.voxel_counts() if gathering is not None and self.wanted.uncertainty else None
         classes = class_statistics(labels, geometry, self._schema, counts=counts, image=image, channels=self._channels)
-        rows = CaseStatistics(
+        return CaseStatistics(
             case=case.id,
             label_map=label_map.name,
             certainty=None if counts is None else self._certainty,
             outside=self._outside.get(case.id, ()),
             classes=classes,
         )
-        write_part(label_map.parent, rows)
 
-    def finish(self, out: Path) -> None:
-        """Put together what is about all cases.
 
-        Raises:
-            DatasetError: What an earlier prediction left cannot be read.
-        """
-        if self.wanted.has_table:
-            write_table(out)
+def paths_beside(label_map: Path, wanted: Wanted) -> tuple[Path, ...]:
+    """The files beside a label map, the rows of its statistics not counted."""
+    endings: list[str] = []
+    if wanted.probabilities:
+        endings.append(PROBABILITIES)
+    if wanted.uncertainty:
+        endings.append(ENTROPY)
+    for kind in wanted.side_files:
+        endings += _ENDINGS[kind]
+    return tuple(beside(label_map, ending) for ending in endings)
+
+
+def refuse_clashes(wanted: Wanted, label_maps: Sequence[Path]) -> None:
+    """Refuse cases of which one's label map, or a file beside it, has the name of another's.
+
+    Args:
+        wanted: What is written.
+        label_maps: Of all cases.
+
+    Raises:
+        ConfigError: Names them.
+    """
+    owners = {path: path for path in label_maps}
+    clashes = []
+    for label_map in label_maps:
+        for path in paths_beside(label_map, wanted):
+            if owners.setdefault(path, label_map) != label_map:
+                clashes.append(f"{path.name}, of {label_map.name} and of {owners[path].name}")
+    if clashes:
+        raise ConfigError("outputs of different cases would have one name", problems=clashes, hint="Rename the inputs.")
 
 
 def beside(label_map: Path, ending: str) -> Path:
@@ -193,8 +197,18 @@ def beside(label_map: Path, ending: str) -> Path:
     return label_map.with_name(f"{stem.removesuffix(first) if first == '_dseg' else stem}{ending}")
 
 
-def _certainty(num_models: int, tta: Tta) -> str:
+def _outside(card: ModelCard, measured: CaseStats, channels: Sequence[str]) -> tuple[Outside, ...]:
+    if card.trained_on is None:
+        return ()
+    return outside(card.trained_on, measured, card.settings.preprocess, channels)
+
+
+def _certainty(cards: Sequence[ModelCard], tta: Tta) -> str:
     """Whose probabilities say how certain a prediction is."""
+    configurations = {card.configuration for card in cards}
+    if len(configurations) > 1:
+        return f"the weighted mean probabilities of {len(configurations)} configurations"
+    num_models, tta = len(cards), tta if mirrors_of(cards[0].settings).axes else "none"
     if num_models == 1 and tta == "none":
         return "the probabilities of one model without mirroring"
     models = "one model" if num_models == 1 else f"{num_models} models"

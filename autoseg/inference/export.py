@@ -109,7 +109,7 @@ def labels_from_stream(
 
 
 def rows_per_chunk(change: GridChange, column: Column, axis: int, device: torch.device) -> int:
-    """Input rows whose output, of one class, is as much as should be worked on at a time."""
+    """How many rows of one class are resampled at a time."""
     most, voxels = _CHUNK_VOXELS if device.type == "cpu" else _CHUNK_VOXELS_ELSEWHERE, 1.0
     for other, (rows, new_rows) in enumerate(zip(column.rows, column.new_rows, strict=True)):
         size, new_size = rows.stop - rows.start, new_rows.stop - new_rows.start

@@ -8,7 +8,7 @@ Source: docs/decisions/0037.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
@@ -70,6 +70,18 @@ class Wanted:
     side_files: tuple[SideFile, ...] = ()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What is wanted, in words that `of` reads."""
+        flags = ("probabilities", "uncertainty", "statistics")
+        return (*(name for name in flags if getattr(self, name)), *self.side_files)
+
+    @classmethod
+    def of(cls, names: Collection[str]) -> Wanted:
+        """What such names say; others are left alone."""
+        kinds = tuple(kind for kind in SIDE_FILES if kind in names)
+        return cls("probabilities" in names, "uncertainty" in names, "statistics" in names, kinds)
+
+    @property
     def gathers(self) -> bool:
         """Whether more than labels is needed of the logits."""
         return self.probabilities or self.uncertainty
@@ -96,82 +108,86 @@ class VoxelCounts:
 
 
 class Gathering:
-    """Collects what is wanted of one image.
+    """Collects what is wanted of one image, on its own grid.
 
     Args:
-        trail: Of the prepared image.
+        shape: Of the image (I, J, K).
         schema: Its classes or regions.
         wanted: What to collect.
-        folder: For what is too large for memory; must exist.
-        has_means: Whether mean probabilities come after the logits (see `WithProbabilities`).
+        folder: For what is too large for memory; made when missing.
 
-    Attributes:
-        num_values: Values a voxel that `compute` takes: logits, and mean probabilities where there are any.
+    Raises:
+        OSError: The disk has no room.
     """
 
-    def __init__(
-        self, trail: Trail, schema: LabelSchema, wanted: Wanted, folder: Path, *, has_means: bool = False
-    ) -> None:
-        self._num_outputs = schema.num_outputs
-        self._is_regions = schema.has_regions
-        self._trail = trail
-        self._wanted = wanted
-        self.num_values = self._num_outputs * (2 if has_means else 1)
+    def __init__(self, shape: tuple[int, int, int], schema: LabelSchema, wanted: Wanted, folder: Path) -> None:
+        self.wanted = wanted
+        self.num_outputs = schema.num_outputs
+        self.is_regions = schema.has_regions
         # As NIfTI lies on disk: the first axis of the file's grid varies fastest, and classes are apart.
-        spatial = trail.geometry.shape[::-1]
-        self._levels = Scratch((self._num_outputs, *spatial), folder) if wanted.probabilities else None
-        if self._levels is not None and not self._is_regions:
-            # What was cropped away is background for certain.
+        spatial = shape[::-1]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._levels = Scratch((self.num_outputs, *spatial), folder) if wanted.probabilities else None
+        if self._levels is not None and not self.is_regions:
+            # What is cropped away is background for certain.
             self._levels.array[0] = LEVELS
         self._entropy: NDArray[np.uint8] | None = np.zeros(spatial, np.uint8) if wanted.uncertainty else None
-        self._expected = np.zeros(self._num_outputs)
-        self._low = np.zeros(self._num_outputs, np.int64)
-        self._high = np.zeros(self._num_outputs, np.int64)
+        self._expected = np.zeros(self.num_outputs)
+        self._low = np.zeros(self.num_outputs, np.int64)
+        self._high = np.zeros(self.num_outputs, np.int64)
 
-    def compute(self, values: Tensor) -> tuple[Tensor, ...]:
-        """What is to be kept of some rows; changes nothing, so that it can be tried again elsewhere.
+    def of_stream(self, trail: Trail, *, has_means: bool = False, temperature: float = 1.0) -> StreamCollector:
+        """Takes the logits of a prepared image; see `labels_from_stream`.
 
         Args:
-            values: (num_values, D, H, W) float32 on the crop's own grid, on any device.
+            trail: Of the image.
+            has_means: Whether mean probabilities come after the logits (see `WithProbabilities`).
+            temperature: Logits are divided by it.
         """
-        own = probabilities(values[: self._num_outputs], is_regions=self._is_regions)
+        return StreamCollector(self, trail, has_means=has_means, temperature=temperature)
+
+    def measure(self, own: Tensor, mean: Tensor) -> tuple[Tensor, ...]:
+        """What is to be kept of some voxels; changes nothing.
+
+        Args:
+            own: (K, ...) probabilities that decide the labels.
+            mean: (K, ...) mean probabilities, from which certainty is taken.
+        """
         found: list[Tensor] = []
-        if self._wanted.probabilities:
+        if self.wanted.probabilities:
             found.append(_to_levels(own))
-        if self._wanted.uncertainty:
-            mean = self._mean(values[self._num_outputs :]) if len(values) > self._num_outputs else own
+        if self.wanted.uncertainty:
             flat = mean.flatten(1)
             counts = [flat.sum(1), (flat > _SURE).sum(1), (flat > _POSSIBLE).sum(1)]
-            found += [_to_levels(entropy(mean, is_regions=self._is_regions)), *counts]
+            found += [_to_levels(entropy(mean, is_regions=self.is_regions)), *counts]
         return tuple(found)
 
-    def _mean(self, values: Tensor) -> Tensor:
-        """Mean probabilities without what rounding has added."""
-        mean = values.clamp(0, 1)
-        return mean if self._is_regions else mean / mean.sum(0).clamp_min(torch.finfo(mean.dtype).tiny)
-
-    def store(self, box: Box, found: Sequence[Tensor]) -> None:
-        """Keep what `compute` gave of a part of the crop; each part comes once.
+    def keep(self, view: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], found: Sequence[Tensor]) -> None:
+        """Keep what `measure` gave of some voxels; each voxel comes once.
 
         Args:
-            box: The part, in network axis order.
-            found: What `compute` gave.
+            view: Of an array (..., Z, Y, X) those voxels, in the order of what was found.
+            found: See `measure`.
         """
         kept = [item.cpu().numpy() for item in found]
         if self._levels is not None:
             levels = kept.pop(0)
-            self._on_network_axes(self._levels.array)[(slice(None), *box)] = levels
+            view(self._levels.array)[...] = levels
             self._levels.written(levels.size)
         if self._entropy is not None:
-            self._on_network_axes(self._entropy)[box] = kept[0]
+            view(self._entropy)[...] = kept[0]
             self._expected += kept[1].astype(np.float64)
             self._low += kept[2]
             self._high += kept[3]
 
-    def _on_network_axes(self, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A view of the crop, with network axes last."""
-        turned = array.transpose(*range(array.ndim - 3), *range(array.ndim - 1, array.ndim - 4, -1))
-        return to_network_axes(turned, self._trail)[(..., *self._trail.crop_box)]
+    def take(self, slices: slice, fractions: Tensor) -> None:
+        """Keep probabilities that are on the image's grid already.
+
+        Args:
+            slices: Along the last axis of the file's grid.
+            fractions: (K, Z, Y, X) float32, the reverse of the file's axes.
+        """
+        self.keep(lambda array: array[..., slices, :, :], self.measure(fractions, fractions))
 
     @property
     def levels(self) -> Scratch | None:
@@ -185,9 +201,63 @@ class Gathering:
 
     def voxel_counts(self) -> tuple[VoxelCounts, ...]:
         """Of each foreground class or region; see `VoxelCounts`."""
-        first = 0 if self._is_regions else 1
+        first = 0 if self.is_regions else 1
         rows = zip(self._expected[first:], self._low[first:], self._high[first:], strict=True)
         return tuple(VoxelCounts(float(expected), int(low), int(high)) for expected, low, high in rows)
+
+
+class StreamCollector:
+    """Collects from logits that come slab by slab; a `Collector`.
+
+    Args:
+        gathering: What is filled in.
+        trail: Of the prepared image.
+        has_means: See `Gathering.of_stream`.
+        temperature: The same.
+    """
+
+    def __init__(self, gathering: Gathering, trail: Trail, *, has_means: bool, temperature: float) -> None:
+        self._gathering = gathering
+        self._trail = trail
+        self._temperature = temperature
+        self._num_values = gathering.num_outputs * (2 if has_means else 1)
+
+    @property
+    def num_values(self) -> int:
+        """Logits of a voxel, and its mean probabilities where there are any."""
+        return self._num_values
+
+    def compute(self, values: Tensor) -> tuple[Tensor, ...]:
+        """What is to be kept of some rows; changes nothing, so that it can be tried again elsewhere.
+
+        Args:
+            values: (num_values, D, H, W) float32 on the crop's own grid, on any device.
+        """
+        count, is_regions = self._gathering.num_outputs, self._gathering.is_regions
+        own = probabilities(values[:count], is_regions=is_regions, temperature=self._temperature)
+        return self._gathering.measure(own, own if len(values) == count else self._mean(values[count:]))
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Mean probabilities without what rounding has added."""
+        mean = values.clamp(0, 1)
+        if self._gathering.is_regions:
+            return mean
+        return mean / mean.sum(0).clamp_min(torch.finfo(mean.dtype).tiny)
+
+    def store(self, box: Box, found: Sequence[Tensor]) -> None:
+        """Keep what `compute` gave of a part of the crop; each part comes once.
+
+        Args:
+            box: The part, in network axis order.
+            found: What `compute` gave.
+        """
+
+        def view(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            leading = array.ndim - 3
+            of_file = array.transpose(*range(leading), leading + 2, leading + 1, leading)
+            return to_network_axes(of_file, self._trail)[(..., *self._trail.crop_box)][(..., *box)]
+
+        self._gathering.keep(view, found)
 
 
 def entropy(fractions: Tensor, *, is_regions: bool) -> Tensor:
@@ -200,9 +270,10 @@ def entropy(fractions: Tensor, *, is_regions: bool) -> Tensor:
         fractions: (K, ...) probabilities.
         is_regions: Whether they are of regions.
     """
+    of_each: Tensor = torch.special.entr(fractions)
     if is_regions:
-        return (torch.special.entr(fractions) + torch.special.entr(1 - fractions)).sum(0) / (len(fractions) * log(2))
-    return torch.special.entr(fractions).sum(0) / log(len(fractions))
+        of_each = of_each + torch.special.entr(1 - fractions)
+    return of_each.sum(0) / (len(fractions) * log(2) if is_regions else log(len(fractions)))
 
 
 def _to_levels(fractions: Tensor) -> Tensor:

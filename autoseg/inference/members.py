@@ -15,14 +15,17 @@ import torch
 from torch import Tensor, nn
 
 
-def probabilities(logits: Tensor, *, is_regions: bool, dim: int = 0) -> Tensor:
+def probabilities(logits: Tensor, *, is_regions: bool, temperature: float = 1.0, dim: int = 0) -> Tensor:
     """What logits say: softmax over classes, or the sigmoid of each region.
 
     Args:
         logits: Any shape, floating.
         is_regions: Whether outputs are regions.
+        temperature: Logits are divided by it.
         dim: The axis of classes or regions.
     """
+    if temperature != 1:
+        logits = logits / temperature
     return torch.sigmoid(logits) if is_regions else torch.softmax(logits, dim)
 
 
@@ -32,14 +35,17 @@ class WithProbabilities(nn.Module):
     Args:
         network: (n, C, ...) to logits (n, K, ...).
         is_regions: Whether outputs are regions.
+        temperature: Logits are divided by it before they become probabilities.
     """
 
-    def __init__(self, network: Callable[[Tensor], Tensor], *, is_regions: bool) -> None:
+    def __init__(self, network: Callable[[Tensor], Tensor], *, is_regions: bool, temperature: float = 1.0) -> None:
         super().__init__()
         self.network = network
         self.is_regions = is_regions
+        self.temperature = temperature
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Predict tiles."""
         logits = self.network(tiles).to(torch.float32)
-        return torch.cat([logits, probabilities(logits, is_regions=self.is_regions, dim=1)], dim=1)
+        shares = probabilities(logits, is_regions=self.is_regions, temperature=self.temperature, dim=1)
+        return torch.cat([logits, shares], dim=1)

@@ -122,9 +122,8 @@ def class_statistics(
 def _union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...] | None:
     if not boxes:
         return None
-    return tuple(
-        slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in zip(*boxes, strict=True)
-    )
+    by_axis = zip(*boxes, strict=True)
+    return tuple(slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in by_axis)
 
 
 def _volumes(voxels: int, voxel_ml: float, counts: VoxelCounts | None) -> dict[str, float]:

@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from autoseg.domain.values import Value
 from autoseg.errors import DatasetError
@@ -43,13 +44,13 @@ class StatisticsTable(Value):
     cases: tuple[CaseStatistics, ...]
 
 
-def write_part(out: Path, rows: CaseStatistics) -> None:
-    """Leave the rows of a case; atomic."""
-    write_text(_part(out, rows.case), rows.to_json())
-
-
-def _part(out: Path, case: str) -> Path:
-    return out / PARTS_FOLDER / f"{case}.json"
+def write_part(out: Path, rows: CaseStatistics) -> Path:
+    """Leave the rows of a case; atomic. Returns where."""
+    name = quote(rows.case, safe=" ")
+    # Names that begin with a dot are those of files being written.
+    path = out / PARTS_FOLDER / f"{name.replace('.', '%2E', 1) if name.startswith('.') else name}.json"
+    write_text(path, rows.to_json())
+    return path
 
 
 def write_table(out: Path) -> StatisticsTable | None:
