@@ -29,7 +29,7 @@ class Scratch:
     Args:
         shape: Of the array, in C order.
         folder: Where the file goes if there is one; must exist.
-        most_bytes: Up to so many stay in memory.
+        most_bytes: Up to so many stay in memory; None: `MOST_IN_MEMORY_BYTES`.
 
     Attributes:
         array: uint8 of that shape.
@@ -39,9 +39,9 @@ class Scratch:
         OSError: The disk has no room for it.
     """
 
-    def __init__(self, shape: Sequence[int], folder: Path, most_bytes: int = MOST_IN_MEMORY_BYTES) -> None:
+    def __init__(self, shape: Sequence[int], folder: Path, most_bytes: int | None = None) -> None:
         size = prod(shape)
-        self.is_in_file = size > most_bytes
+        self.is_in_file = size > (MOST_IN_MEMORY_BYTES if most_bytes is None else most_bytes)
         self._map: mmap.mmap | None = None
         self._written = 0
         if not self.is_in_file:
