@@ -61,10 +61,8 @@ def test_memory_does_not_grow_with_the_length_whichever_axis_is_long(axis: int, 
 
 @pytest.mark.parametrize("tta", ["none", "full"])
 def test_tensors_for_probabilities_do_not_grow_with_the_length(tta: str, tmp_path: Path) -> None:
-    """What is kept of them is 8 bit a class and voxel, in memory or in a file; in float there are a few rows at most."""
-    peaks = [
-        peak_of((16, 15, length), (1.0, 1.5, 2.0), tmp_path, tta=tta, uncertainty=True) for length in (48, 144)
-    ]
+    """What is kept of them is 8 bit a class and voxel, in memory or in a file; in float there are a few rows."""
+    peaks = [peak_of((16, 15, length), (1.0, 1.5, 2.0), tmp_path, tta=tta, uncertainty=True) for length in (48, 144)]
     assert peaks[1] <= 1.01 * peaks[0]
 
 
