@@ -164,6 +164,18 @@ def test_uncertainty_is_the_entropy_of_the_mean_probability(seeds: tuple[int, ..
     assert (doubt / LEVELS).mean() > of_logits.mean()
 
 
+def test_16_bit_changes_probabilities_little(tmp_path: Path) -> None:
+    volume = toy_volume((20, 22, 24), (1.0, 1.5, 2.0))
+    found = []
+    for precision in ("fp32", "bf16"):
+        models = [toy_model(0), toy_model(1)]
+        predictor = Predictor(models, device="cpu", precision=precision, uncertainty=True, tta="interleaved")
+        found.append(gathered(predictor, predictor.prepare(volume), tmp_path))
+    for number in (1, 2):
+        off = np.abs(found[0][number].astype(int) - found[1][number].astype(int))
+        assert 0 < off.max() <= 0.05 * LEVELS
+
+
 def test_one_model_without_mirroring_needs_no_further_outputs() -> None:
     assert not Predictor([toy_model()], device="cpu", uncertainty=True).has_means
     assert Predictor([toy_model()], device="cpu", uncertainty=True, tta="full").has_means
