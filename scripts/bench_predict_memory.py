@@ -2,7 +2,7 @@
 
     python scripts/bench_predict_memory.py IMAGE --out OUT [--side 256] [--lengths 100,200,400] [--axes 0,1,2]
         [--classes 3,40] [--patch 128] [--features 32,64,128,256,320,320] [--precision auto] [--tta none]
-        [--change 1.0] [--skip-empty]
+        [--change 1.0] [--skip-empty] [--wanted probabilities,uncertainty,statistics]
 
 Volumes of SIDE x SIDE x LENGTH voxels are made of IMAGE by repeating it in mirror images, with each axis in turn as the
 long one; networks have weights at random. Each prediction is a process of its own that reads the volume, prepares it,
@@ -43,10 +43,9 @@ def child(spec: dict[str, Any]) -> None:
     import torch
 
     baseline = pss_bytes("self")
-    from autoseg.domain.dataset import Case
-    from autoseg.inference.cases import predict_cases
+    from autoseg.inference.gather import Wanted
     from autoseg.inference.predictor import Predictor
-    from autoseg.io.model import load_model
+    from autoseg.pipeline.prediction import predict
 
     sizes: dict[str, int] = {}
     prepare = Predictor.prepare
@@ -58,16 +57,17 @@ def child(spec: dict[str, Any]) -> None:
 
     Predictor.prepare = noted  # type: ignore[method-assign]
     torch.set_num_threads(spec["threads"])
-    case = Case(id="volume", images=(spec["image"],))
     started = time.monotonic()
-    outcome = predict_cases(
-        [load_model(Path(spec["model"]))],
-        [case],
+    outcome = predict(
+        Path(spec["model"]),
+        [Path(spec["image"])],
         Path(spec["out"]),
         device="cpu",
         precision=spec["precision"],
         tta=spec["tta"],
         skip_empty=spec["skip_empty"],
+        wanted=Wanted.of(spec["wanted"]),
+        restart=True,
     )
     outcome.raise_failures()
     seconds = time.monotonic() - started
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--tta", default="none")
     parser.add_argument("--skip-empty", action="store_true")
+    parser.add_argument("--wanted", default="", help="what is written besides label maps")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     wanted = parser.parse_args()
@@ -235,6 +236,7 @@ def main() -> None:
                     "precision": wanted.precision,
                     "tta": wanted.tta,
                     "skip_empty": wanted.skip_empty,
+                    "wanted": wanted.wanted.split(","),
                     "threads": wanted.threads,
                 }
                 voxels = shape[0] * shape[1] * shape[2]

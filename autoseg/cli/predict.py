@@ -39,6 +39,30 @@ def predict(
     skip_empty: Annotated[
         bool, typer.Option("--skip-empty", help="Predict only one of the tiles that show nothing (padding, air).")
     ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write X_probabilities.nii.gz: one volume a class, in 8 bits.")
+    ] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty", help="Also write X_uncertainty.nii.gz (entropy, 0 to 1), and an interval for each volume."
+        ),
+    ] = False,
+    statistics: Annotated[
+        bool,
+        typer.Option(
+            "--statistics", help="Also write statistics.csv and .json: volumes, pieces and intensities of each class."
+        ),
+    ] = False,
+    side_files: Annotated[
+        str,
+        typer.Option(
+            "--side-files",
+            metavar="KIND,...",
+            help="Also write names and colours for viewers: slicer (.seg.nrrd, .ctbl), itksnap (.label.txt), bids.",
+            show_default=False,
+        ),
+    ] = "",
     device: Annotated[
         str,
         typer.Option(
@@ -66,6 +90,7 @@ def predict(
     The same command goes on where it was stopped: what is finished and whole is skipped.
     """
     from autoseg.cli.output import TerminalProgress, stdout
+    from autoseg.inference.gather import Wanted, parse_side_files
     from autoseg.io.dicom_seg import segmentation_path
     from autoseg.pipeline import prediction
 
@@ -83,6 +108,7 @@ def predict(
         shard=shard,
         restart=restart,
         dicom_seg=dicom_seg,
+        wanted=Wanted(probabilities, uncertainty, statistics, parse_side_files(side_files)),
         progress=TerminalProgress(),
     )
     for path in outcome.written:

@@ -5,11 +5,11 @@ Every tuple of three is in the order Z, Y, X of the canonical (RAS+) axes, as NI
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import model_validator
 
-from autoseg.domain.values import Value, digest_of
+from autoseg.domain.values import GrownValue, Value, digest_of
 
 SCHEMA_VERSION = 1
 
@@ -33,7 +33,43 @@ class IntensityStats(Value):
     quantiles: tuple[float, ...]
 
 
-class CaseStats(Value):
+LOOK_LEVELS = (0.005, 0.05, 0.25, 0.5, 0.75, 0.95, 0.995)
+"""Levels of the quantiles of `ChannelLook`."""
+
+
+class ChannelLook(Value):
+    """Intensities of one channel all over an image, without its labels; from some of its voxels.
+
+    Attributes:
+        mean: Of the voxels in the box around the non-zero region.
+        std: The same.
+        minimum: The same.
+        maximum: The same.
+        quantiles: At `LOOK_LEVELS`.
+    """
+
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+    quantiles: tuple[float, ...]
+
+
+class Look(Value):
+    """What an image looks like without its labels.
+
+    Attributes:
+        orientation: Where the axes of its file point, such as "RAS".
+        oblique_degrees: The largest angle between an axis and the world's.
+        channels: One per channel, None for a channel that the case lacks or that is not finite.
+    """
+
+    orientation: str
+    oblique_degrees: float
+    channels: tuple[ChannelLook | None, ...]
+
+
+class CaseStats(GrownValue):
     """Measurements of one case.
 
     Attributes:
@@ -45,7 +81,10 @@ class CaseStats(Value):
         class_voxels: Voxels of each foreground class, in the order of the label schema.
         intensities: One per channel, None for a channel that the case lacks; empty when the case has no foreground.
         is_2d: Whether the case is a picture without a third axis.
+        look: What its image looks like; None where an older version measured it.
     """
+
+    LATER_FIELDS: ClassVar[tuple[str, ...]] = ("look",)
 
     case: str
     spacing_mm: Triple
@@ -55,6 +94,7 @@ class CaseStats(Value):
     class_voxels: tuple[int, ...]
     intensities: tuple[IntensityStats | None, ...]
     is_2d: bool = False
+    look: Look | None = None
 
 
 class ChannelIntensity(Value):
@@ -104,8 +144,8 @@ class Fingerprint(Value):
         return self
 
     def digest(self) -> str:
-        """Name of these measurements."""
-        return digest_of(self.model_dump(mode="json"))
+        """Name of these measurements, as far as plans are made from them: what images look like does not count."""
+        return digest_of(self.model_dump(mode="json", exclude={"cases": {"__all__": {"look"}}}))
 
 
 class Budget(Value):

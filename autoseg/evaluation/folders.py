@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.domain.beside import without_side_images
 from autoseg.domain.dataset import Dataset, LabelClass, LabelSchema
 from autoseg.domain.endings import is_image_name, list_images, split_ending
 from autoseg.domain.layouts import load_dataset
@@ -126,14 +127,14 @@ def _annotated(dataset: Dataset) -> dict[str, tuple[str, ...]]:
 
 
 def _label_maps(path: Path) -> tuple[Path, ...]:
-    """The image files in a folder, or the file itself.
+    """The image files in a folder, without what `predict` writes beside them; or the file itself.
 
     Raises:
         DatasetError: There are none.
     """
     if path.is_file() and is_image_name(path):
         return (path,)
-    files = list_images(path)
+    files = without_side_images(list_images(path))
     if not files:
         what = "holds no label maps" if path.is_dir() else "is neither a label map nor a folder of label maps"
         raise DatasetError(f"{path} {what}" if path.exists() else f"{path} does not exist")

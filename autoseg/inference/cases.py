@@ -7,8 +7,11 @@ from pathlib import Path
 
 from autoseg.domain.dataset import Case
 from autoseg.domain.geometry import Geometry
+from autoseg.domain.label_table import label_table
 from autoseg.errors import ConfigError
+from autoseg.inference.beside import Beside
 from autoseg.inference.export import LabelMap
+from autoseg.inference.gather import Gathering
 from autoseg.inference.inputs import output_ending
 from autoseg.inference.line import run_line
 from autoseg.inference.outcome import CaseResult, PredictionOutcome, Tally
@@ -22,6 +25,9 @@ from autoseg.runtime import NoProgress, Progress, configure_allocator
 
 WriteBeside = Callable[[Case, Path, LabelMap], Sequence[Path]]
 """Gets a case, where its label map was written, and the label map; gives what it wrote."""
+
+Found = tuple[LabelMap, Geometry, Gathering | None]
+"""A label map before the rules, its grid, and what was gathered besides."""
 
 Keep = Callable[[Case, Sequence[Path]], None]
 """Gets a case and its files, the label map first, when all are written."""
@@ -47,6 +53,7 @@ def segment_cases(
     ending: str | None = None,
     before: Callable[[Case], None] | None = None,
     write_beside: WriteBeside | None = None,
+    beside: Beside | None = None,
     keep: Keep | None = None,
 ) -> None:
     """Segment cases and write one label map each; a failing case does not stop the others.
@@ -62,21 +69,25 @@ def segment_cases(
         ending: See `target`.
         before: Called before a case is read, in the thread that reads.
         write_beside: Writes what else is made of a label map, after it.
+        beside: Writes what is wanted besides, before the label map, and is shown every image.
         keep: Called when all of a case is written, in the thread that writes.
     """
+    names = label_table(segmenter.labels)
 
     def read(case: Case) -> ReadyCase:
         if before is not None:
             before(case)
-        return segmenter.read(case)
+        return segmenter.read(case, None if beside is None else beside.notice)
 
-    def segment(ready: ReadyCase) -> tuple[LabelMap, Geometry]:
-        return segmenter.segment(ready), ready.geometry
+    def segment(ready: ReadyCase) -> Found:
+        gathering = None if beside is None else beside.gathering(ready.geometry, out)
+        return segmenter.segment(ready, gathering), ready.geometry, gathering
 
-    def write(case: Case, found: tuple[LabelMap, Geometry]) -> Sequence[Path]:
-        path, labels = target(case, out, ending), segmenter.finish(*found)
-        write_labels(path, labels, found[1])
-        files = [path, *(() if write_beside is None else write_beside(case, path, labels))]
+    def write(case: Case, found: Found) -> Sequence[Path]:
+        path, labels = target(case, out, ending), segmenter.finish(found[0], found[1])
+        files = [path, *(() if beside is None else beside.write(case, path, labels, *found[1:]))]
+        write_labels(path, labels, found[1], names)
+        files += () if write_beside is None else write_beside(case, path, labels)
         if keep is not None:
             keep(case, files)
         return files

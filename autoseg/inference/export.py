@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import ceil
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from autoseg.domain.dataset import LabelSchema
 from autoseg.domain.plan import PreprocessPlan
 from autoseg.inference.columns import Column, whole_column
 from autoseg.inference.ladder import if_it_fits
+from autoseg.preprocessing.crop import Box
 from autoseg.preprocessing.resample import GridChange, SlabResampler
 from autoseg.preprocessing.transform import Trail, to_network_axes
 
@@ -29,8 +32,26 @@ LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
 # The smallest integers with a bit for every region; see `regions.MOST_REGIONS`.
 _CODES = ((8, torch.uint8), (15, torch.int16), (31, torch.int32), (63, torch.int64))
 
-Finished = tuple[int, int, Tensor | None]
-"""Output rows [start, stop) and what was found there; None where no row was finished."""
+Finished = tuple[int, int, Tensor | None, Sequence[Tensor]]
+"""Output rows [start, stop), the classes found there, and what a collector makes of them; None and nothing where no row
+was finished."""
+
+# With a collector all values of a chunk are held at once: as many as of so many classes otherwise.
+_CLASSES_COLLECTED = 8
+
+
+class Collector(Protocol):
+    """Takes more than labels from the values on the crop's own grid; see `Gathering`."""
+
+    @property
+    def num_values(self) -> int:
+        """Outputs of the stream: those that decide labels, and any after them."""
+
+    def compute(self, values: Tensor) -> Sequence[Tensor]:
+        """What to keep of (num_values, D, H, W) float32; changes nothing."""
+
+    def store(self, box: Box, found: Sequence[Tensor]) -> None:
+        """Keep it, for a part of the crop in network axis order."""
 
 
 def labels_from_stream(
@@ -42,6 +63,7 @@ def labels_from_stream(
     *,
     column: Column | None = None,
     into: LabelMap | None = None,
+    collector: Collector | None = None,
 ) -> LabelMap:
     """Resample logits to the crop's own grid and keep what wins there, slab by slab and class by class.
 
@@ -54,6 +76,7 @@ def labels_from_stream(
         schema: Which label value each class has.
         column: The part of the image that the logits are of; None is the whole.
         into: A map that this was given before for another column: it is filled in. None makes one.
+        collector: Gets the resampled values; the stream may then have further outputs for it.
 
     Returns:
         (I, J, K) label values on the file's grid, 0 outside the crop and in columns that are still to come; uint8 where
@@ -67,15 +90,21 @@ def labels_from_stream(
     labels: LabelMap = np.zeros(trail.geometry.shape, table.dtype, order="F") if into is None else into
     rows_of = np.moveaxis(to_network_axes(labels, trail)[trail.crop_box][column.new_rows], axis, 0)
     part = (column.rows, column.new_rows)
-    resamplers = [SlabResampler(change, axis, part=part) for _ in range(schema.num_outputs)]
-    decide = _regions if schema.has_regions else _winning_classes
+    num_values = schema.num_outputs if collector is None else collector.num_values
+    resamplers = [SlabResampler(change, axis, part=part) for _ in range(num_values)]
+    decide = partial(_decide, resamplers, schema, collector)
+    num_together = 1 if collector is None else ceil(num_values / _CLASSES_COLLECTED)
     for _, _, slab in stream:
-        for logits in torch.split(slab, rows_per_chunk(change, column, axis, slab.device), dim=axis + 1):
-            start, stop, found = _finished(decide, resamplers, logits, has_other_way=logits.device.type != "cpu")
-            if found is not None:
-                numbers = found.cpu().numpy()
-                values = schema.decode_regions(numbers) if schema.has_regions else table[numbers]
-                rows_of[start:stop] = np.moveaxis(values, axis, 0)
+        num_rows = max(1, rows_per_chunk(change, column, axis, slab.device) // num_together)
+        for logits in torch.split(slab, num_rows, dim=axis + 1):
+            start, stop, found, kept = _finished(decide, resamplers, logits, has_other_way=logits.device.type != "cpu")
+            if found is None:
+                continue
+            numbers = found.cpu().numpy()
+            values = schema.decode_regions(numbers) if schema.has_regions else table[numbers]
+            rows_of[start:stop] = np.moveaxis(values, axis, 0)
+            if collector is not None:
+                collector.store(_rows_of_crop(column, axis, start, stop), kept)
     return labels
 
 
@@ -88,8 +117,16 @@ def rows_per_chunk(change: GridChange, column: Column, axis: int, device: torch.
     return max(1, int(most / ceil(voxels)))
 
 
+def _rows_of_crop(column: Column, axis: int, start: int, stop: int) -> Box:
+    """Rows of a column as a part of the crop."""
+    box = list(column.new_rows)
+    first = box[axis].start
+    box[axis] = slice(first + start, first + stop)
+    return (box[0], box[1], box[2])
+
+
 def _finished(
-    decide: Callable[[Sequence[SlabResampler], Tensor], Finished],
+    decide: Callable[[Tensor], Finished],
     resamplers: Sequence[SlabResampler],
     logits: Tensor,
     *,
@@ -97,31 +134,62 @@ def _finished(
 ) -> Finished:
     """Decide on the logits' own device, or on the CPU where its memory runs out."""
     states = [resampler.state for resampler in resamplers]
-    found = if_it_fits(lambda: decide(resamplers, logits), has_other_way)
+    found = if_it_fits(lambda: decide(logits), has_other_way)
     if found is not None:
         return found
     for resampler, state in zip(resamplers, states, strict=True):
         resampler.state = state
-    return decide(resamplers, logits.cpu())
+    return decide(logits.cpu())
 
 
-def _winning_classes(resamplers: Sequence[SlabResampler], logits: Tensor) -> Finished:
-    """Index of the largest logit of the output rows that these input rows finish; None when they finish none."""
-    start, stop, best = resamplers[0].push(logits[0].to(torch.float32))
-    winners = torch.zeros(best.shape, dtype=torch.uint8 if len(resamplers) <= 2**8 else torch.int16, device=best.device)
-    for index, resampler in enumerate(resamplers[1:], start=1):
-        start, stop, values = resampler.push(logits[index].to(torch.float32))
+def _decide(
+    resamplers: Sequence[SlabResampler], schema: LabelSchema, collector: Collector | None, logits: Tensor
+) -> Finished:
+    """What the output rows hold that these input rows finish."""
+    rows = _Rows(resamplers, logits)
+    decide = _regions if schema.has_regions else _winning_classes
+    if collector is None:
+        found = decide(iter(rows), len(resamplers))
+        return rows.start, rows.stop, found if rows.start < rows.stop else None, ()
+    kept = list(rows)
+    if rows.start == rows.stop:
+        return rows.start, rows.stop, None, ()
+    found = decide(iter(kept[: schema.num_outputs]), schema.num_outputs)
+    return rows.start, rows.stop, found, collector.compute(torch.stack(kept))
+
+
+class _Rows:
+    """The resampled rows of one output after the other, in float32.
+
+    Attributes:
+        start: First row that was finished.
+        stop: One past the last.
+    """
+
+    def __init__(self, resamplers: Sequence[SlabResampler], logits: Tensor) -> None:
+        self._resamplers, self._logits = resamplers, logits
+        self.start = self.stop = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for resampler, logits in zip(self._resamplers, self._logits, strict=True):
+            self.start, self.stop, values = resampler.push(logits.to(torch.float32))
+            yield values
+
+
+def _winning_classes(rows: Iterator[Tensor], num_outputs: int) -> Tensor:
+    """Index of the largest logit; where two are equal, of the first."""
+    best = next(rows)
+    winners = torch.zeros(best.shape, dtype=torch.uint8 if num_outputs <= 2**8 else torch.int16, device=best.device)
+    for index, values in enumerate(rows, start=1):
         winners.masked_fill_(values > best, index)
         best = torch.maximum(best, values)
-    return start, stop, winners if start < stop else None
+    return winners
 
 
-def _regions(resamplers: Sequence[SlabResampler], logits: Tensor) -> Finished:
+def _regions(rows: Iterator[Tensor], num_outputs: int) -> Tensor:
     """The same of regions: bit i is set where the logit of region i is above 0."""
-    start, stop, values = resamplers[0].push(logits[0].to(torch.float32))
-    dtype = next(dtype for bits, dtype in _CODES if len(resamplers) <= bits)
-    codes = (values > 0).to(dtype)
-    for index, resampler in enumerate(resamplers[1:], start=1):
-        start, stop, values = resampler.push(logits[index].to(torch.float32))
+    dtype = next(dtype for bits, dtype in _CODES if num_outputs <= bits)
+    codes = (next(rows) > 0).to(dtype)
+    for index, values in enumerate(rows, start=1):
         codes |= (values > 0).to(dtype) << index
-    return start, stop, codes if start < stop else None
+    return codes

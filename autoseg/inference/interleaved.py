@@ -118,7 +118,9 @@ class Interleaving:
         return tuple(axis for number, axis in enumerate(self.axes) if bits >> number & 1)
 
 
-def interleaved(forward: Forward, mirrors: Mirrors, grid: TileGrid, *, is_regions: bool = False) -> PlacedForward:
+def interleaved(
+    forward: Forward, mirrors: Mirrors, grid: TileGrid, *, is_regions: bool = False, num_logits: int | None = None
+) -> PlacedForward:
     """The network, with each tile flipped its own way and its output flipped back; the mean where there are several.
 
     Args:
@@ -126,6 +128,7 @@ def interleaved(forward: Forward, mirrors: Mirrors, grid: TileGrid, *, is_region
         mirrors: What may be flipped.
         grid: Where the tiles lie.
         is_regions: Whether outputs are regions: background is then where all are below 0.
+        num_logits: How many of the outputs are logits, the first; None: all.
     """
     plan = Interleaving(grid, mirrors.axes)
 
@@ -140,7 +143,7 @@ def interleaved(forward: Forward, mirrors: Mirrors, grid: TileGrid, *, is_region
         jobs = [
             (index, flip)
             for index, (start, ways) in enumerate(zip(starts, flips, strict=True))
-            if len(ways) > 1 and not _is_clear(totals[index], plan.thin(start), is_regions)
+            if len(ways) > 1 and not _is_clear(totals[index][:num_logits], plan.thin(start), is_regions)
             for flip in ways[1:]
         ]
         for first in range(0, len(jobs), len(starts)):

@@ -15,9 +15,11 @@ from autoseg.inference.columns import Column, make_columns
 from autoseg.inference.empty import SkippingEmpty
 from autoseg.inference.export import LabelMap, labels_from_stream
 from autoseg.inference.fitting import common_settings, default_tile_batch, device_hint, sums_dtype
+from autoseg.inference.gather import Gathering
 from autoseg.inference.inputs import require_channels
 from autoseg.inference.interleaved import interleaved
 from autoseg.inference.ladder import Ladder
+from autoseg.inference.members import WithProbabilities
 from autoseg.inference.outcome import MEMORY_HINT
 from autoseg.inference.resident import averaged, resident
 from autoseg.inference.sliding_window import (
@@ -51,6 +53,9 @@ class Predictor:
         tile_batch: Tiles a forward pass; None chooses by patch and device. It becomes less where memory runs out.
         skip_empty: Whether the network sees only one of the tiles that show nothing, see `SkippingEmpty`.
         most_sums_bytes: Memory for sums of logits; None chooses, see `make_columns`.
+        uncertainty: Whether mean probabilities over models and mirror images are known too, see `WithProbabilities`;
+            takes twice the sums where there are several.
+        temperature: Divides logits where they become probabilities.
 
     Attributes:
         num_passes: Tiles that went through the networks so far.
@@ -72,6 +77,8 @@ class Predictor:
         tile_batch: int | None = None,
         skip_empty: bool = False,
         most_sums_bytes: int | None = None,
+        uncertainty: bool = False,
+        temperature: float = 1.0,
     ) -> None:
         self.settings = common_settings(models)
         self.labels = models[0].card.plan.labels
@@ -90,6 +97,8 @@ class Predictor:
         self.tile_batch = default_tile_batch(network.patch_size, self.device) if tile_batch is None else tile_batch
         if self.tile_batch < 1:
             raise ConfigError(f"at least one tile goes through the network at a time, got {self.tile_batch}")
+        self.temperature = temperature
+        self.has_means = uncertainty and (len(models) > 1 or (tta != "none" and bool(mirrors_of(self.settings).axes)))
         # For the case that the device cannot hold a tile.
         self._models = () if self.device.type == "cpu" else tuple(models)
         with device_memory_errors(f"{self.device} has too little memory for the networks", device_hint(self.device)):
@@ -98,6 +107,9 @@ class Predictor:
     def _load(self, models: Sequence[Model], device: torch.device, precision: str) -> Forward:
         """The networks as one function, without what depends on where a tile lies."""
         networks = [resident(model, device, precision) for model in models]
+        if self.has_means:
+            is_regions, temperature = self.labels.has_regions, self.temperature
+            networks = [WithProbabilities(item, is_regions=is_regions, temperature=temperature) for item in networks]
         mean = averaged(networks, self.settings, device, precision)
 
         def counted(tiles: Tensor) -> Tensor:
@@ -105,7 +117,12 @@ class Predictor:
             return mean(tiles)
 
         forward = SkippingEmpty(counted) if self.skip_empty else counted
-        return with_mirroring(forward, self.settings) if self.tta == "full" else forward
+        return with_mirroring(forward, self.settings, self._copies) if self.tta == "full" else forward
+
+    @property
+    def _copies(self) -> int:
+        """How many times classes stand among the networks' outputs."""
+        return 2 if self.has_means else 1
 
     @property
     def num_channels(self) -> int:
@@ -178,9 +195,10 @@ class Predictor:
         return Ladder(self._placed(self._forward, grid), self.tile_batch, None if is_on_cpu else on_cpu)
 
     def _placed(self, forward: Forward, grid: TileGrid) -> PlacedForward:
-        mirrors = mirrors_of(self.settings)
+        mirrors = mirrors_of(self.settings, self._copies)
         if self.tta == "interleaved" and mirrors.axes:
-            return interleaved(forward, mirrors, grid, is_regions=self.labels.has_regions)
+            labels = self.labels
+            return interleaved(forward, mirrors, grid, is_regions=labels.has_regions, num_logits=labels.num_outputs)
         return lambda tiles, _: list(forward(tiles))
 
     def _stream(
@@ -212,14 +230,27 @@ class Predictor:
         except ValueError as problem:
             raise DatasetError(f"the label map of {self.settings.previous_stage}: {problem}") from None
 
-    def segment(self, prepared: Prepared, previous: IndexMap | None = None) -> LabelMap:
-        """The second half of a prediction; see `__call__` and `logits`."""
-        trail, plan = prepared.trail, self.settings.preprocess
+    def segment(
+        self, prepared: Prepared, previous: IndexMap | None = None, gathering: Gathering | None = None
+    ) -> LabelMap:
+        """The second half of a prediction; see `__call__` and `logits`.
+
+        Args:
+            prepared: See `prepare`.
+            previous: See `logits`.
+            gathering: Filled in, see `Gathering`.
+        """
+        trail, plan, schema = prepared.trail, self.settings.preprocess, self.labels
         labels: LabelMap | None = None
+        collector = None
+        if gathering is not None:
+            collector = gathering.of_stream(trail, has_means=self.has_means, temperature=self.temperature)
 
         def decide(column: Column, axis: int, stream: Iterator[Slab]) -> None:
             nonlocal labels
-            labels = labels_from_stream(stream, axis, trail, plan, self.labels, column=column, into=labels)
+            labels = labels_from_stream(
+                stream, axis, trail, plan, schema, column=column, into=labels, collector=collector
+            )
 
         self.each_column(prepared, decide, previous)
         assert labels is not None
@@ -248,7 +279,8 @@ class Predictor:
         with device_memory_errors(what, device_hint(self.device)), torch.inference_mode():
             grid, change = self._grid(prepared), prepared.trail.change_back(self.settings.preprocess)
             value_bytes = sums_dtype(self.precision).itemsize
-            columns = make_columns(grid, change, self.labels.num_outputs, value_bytes, self.most_sums_bytes)
+            num_outputs = self.labels.num_outputs * self._copies
+            columns = make_columns(grid, change, num_outputs, value_bytes, self.most_sums_bytes)
             ladder = self._ladder(grid)
             for column in columns:
                 use(column, grid.stream_axis, self._stream(ladder, grid, prepared, previous, column))

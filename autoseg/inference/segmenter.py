@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from autoseg.domain.inference import Rule
 from autoseg.errors import ModelError
 from autoseg.evaluation.postprocess import apply_rules
 from autoseg.inference.export import LabelMap
+from autoseg.inference.gather import Gathering
 from autoseg.inference.inputs import warn_of_cubes
 from autoseg.inference.outcome import MEMORY_HINT
 from autoseg.inference.stages import Ready, Stages
@@ -75,14 +76,20 @@ class Segmenter:
                 "the members of the ensemble have other labels or channels", hint="Use configurations of one plan."
             )
 
-    def read(self, case: Case) -> ReadyCase:
+    def read(self, case: Case, notice: Callable[[Case, Volume], None] | None = None) -> ReadyCase:
         """Read and prepare a case, without the networks: may run in another thread.
+
+        Args:
+            case: Its labels are not read.
+            notice: Shown the image as it was read.
 
         Raises:
             DatasetError: A file cannot be read or does not fit the model.
         """
         volume = read_case(case, len(self.channels))
         warn_of_cubes(case, volume.geometry)
+        if notice is not None:
+            notice(case, volume)
         return self.prepare(volume, case.id)
 
     def prepare(self, volume: Volume, case_id: str = "") -> ReadyCase:
@@ -94,10 +101,15 @@ class Segmenter:
         """
         return ReadyCase(volume.geometry, tuple(member.stages.prepare(volume, case_id) for member in self._members))
 
-    def segment(self, ready: ReadyCase) -> LabelMap:
-        """Label values (I, J, K) on the file's grid, before the rules."""
+    def segment(self, ready: ReadyCase, gathering: Gathering | None = None) -> LabelMap:
+        """Label values (I, J, K) on the file's grid, before the rules.
+
+        Args:
+            ready: See `read`.
+            gathering: Filled in: of several members with the probabilities that they vote with.
+        """
         if len(self._members) == 1:
-            return self._members[0].stages.segment(ready.members[0])
+            return self._members[0].stages.segment(ready.members[0], gathering)
         if self._scratch is not None:
             self._scratch.mkdir(parents=True, exist_ok=True)
         # Its file has no name on systems that allow it: it is gone with this process, however that ends.
@@ -112,6 +124,8 @@ class Segmenter:
                     temperature=member.temperature,
                 )
                 member.stages.each_column(prepared, partial(votes.add, ballot=ballot))
+            if gathering is not None:
+                votes.gather(gathering)
             return votes.labels()
 
     def finish(self, labels: LabelMap, geometry: Geometry) -> LabelMap:

@@ -13,6 +13,7 @@ from autoseg.domain.geometry import Volume
 from autoseg.errors import ModelError
 from autoseg.inference.columns import Column
 from autoseg.inference.export import LabelMap
+from autoseg.inference.gather import Gathering
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.settings import PredictionSettings
 from autoseg.inference.sliding_window import Slab
@@ -84,9 +85,9 @@ class Stages:
             return Ready(image, self.first.prepare(volume))
         return Ready(image, read_labels(self.first[case_id], volume.geometry)[0])
 
-    def segment(self, ready: Ready) -> LabelMap:
-        """Label values on the file's grid, by one stage after the other."""
-        return self.last.segment(ready.image, self._previous(ready))
+    def segment(self, ready: Ready, gathering: Gathering | None = None) -> LabelMap:
+        """Label values on the file's grid, by one stage after the other; the last one fills in the gathering."""
+        return self.last.segment(ready.image, self._previous(ready), gathering)
 
     def each_column(self, ready: Ready, use: Callable[[Column, int, Iterator[Slab]], None]) -> None:
         """The logits of the last stage; see `Predictor.each_column`."""
@@ -107,6 +108,9 @@ def load_stages(
     previous: Sequence[Model] | Mapping[str, Path] | None,
     settings: PredictionSettings,
     device: str,
+    *,
+    uncertainty: bool = False,
+    temperature: float = 1.0,
 ) -> Stages:
     """Put the networks of one configuration, and of its previous stage, on their device.
 
@@ -115,6 +119,8 @@ def load_stages(
         previous: Of a cascade: the models of its previous stage, or label maps that they made before, by case id.
         settings: Of both stages.
         device: See `runtime.pick_device`.
+        uncertainty: See `Predictor`; of the last stage, as the next one.
+        temperature: See `Predictor`.
 
     Raises:
         ConfigError: A setting is not possible.
@@ -122,7 +128,7 @@ def load_stages(
         DeviceMemoryError: The device has too little memory for the networks.
     """
 
-    def load(members: Sequence[Model]) -> Predictor:
+    def load(members: Sequence[Model], uncertainty: bool = False, temperature: float = 1.0) -> Predictor:
         return Predictor(
             members,
             device=device,
@@ -130,7 +136,9 @@ def load_stages(
             tta=settings.tta,
             overlap=settings.overlap,
             skip_empty=settings.skip_empty,
+            uncertainty=uncertainty,
+            temperature=temperature,
         )
 
-    last = load(models)
+    last = load(models, uncertainty, temperature)
     return Stages(last, previous if previous is None or isinstance(previous, Mapping) else load(previous))

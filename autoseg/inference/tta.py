@@ -80,12 +80,19 @@ class Mirrors:
         return self.swap.swap_output(restored) if self.swap is not None and self.swap.axis in flip else restored
 
 
-def mirrors_of(settings: Configuration) -> Mirrors:
-    """What a configuration mirrors at test time; a tile always has three spatial axes."""
+def mirrors_of(settings: Configuration, copies: int = 1) -> Mirrors:
+    """What a configuration mirrors at test time; a tile always has three spatial axes.
+
+    Args:
+        settings: Of the models.
+        copies: How many times the network gives its outputs, one after the other: 2 with probabilities beside logits.
+    """
     skipped, sides = 3 - settings.network.dims, settings.sides
     swap = None
     if sides is not None and sides.mirror_pairs == "swap":
-        swap = TileSwap(sides.axis + skipped, sides.outputs, () if settings.previous_stage is None else sides.labels)
+        count = len(sides.outputs)
+        outputs = tuple(copy * count + output for copy in range(copies) for output in sides.outputs)
+        swap = TileSwap(sides.axis + skipped, outputs, () if settings.previous_stage is None else sides.labels)
     axes = tuple(axis + skipped for axis in settings.mirrored(settings.inference.mirror_axes))
     return Mirrors(axes, swap)
 
@@ -114,7 +121,7 @@ def mirrored(forward: Forward, axes: Sequence[int], swap: TileSwap | None = None
     return average
 
 
-def with_mirroring(forward: Forward, settings: Configuration) -> Forward:
-    """The forward function averaged over all that a configuration mirrors."""
-    mirrors = mirrors_of(settings)
+def with_mirroring(forward: Forward, settings: Configuration, copies: int = 1) -> Forward:
+    """The forward function averaged over all that a configuration mirrors; see `mirrors_of`."""
+    mirrors = mirrors_of(settings, copies)
     return mirrored(forward, mirrors.axes, mirrors.swap)

@@ -24,6 +24,7 @@ from autoseg.domain.dataset import LabelSchema
 from autoseg.domain.plan import PreprocessPlan
 from autoseg.inference.columns import Column
 from autoseg.inference.export import LabelMap, rows_per_chunk
+from autoseg.inference.gather import Gathering
 from autoseg.inference.ladder import if_it_fits
 from autoseg.inference.sliding_window import Slab
 from autoseg.preprocessing.resample import SlabResampler
@@ -132,24 +133,40 @@ class Votes:
         Of equal classes the earlier one wins, background first; a region is predicted where it has more than half.
         """
         table = self._schema.decode_table()
-        _, depth, height, width = self._votes.shape
-        labels: LabelMap = np.zeros((width, height, depth), table.dtype, order="F")
+        labels: LabelMap = np.zeros(self._votes.shape[:0:-1], table.dtype, order="F")
         slices = labels.T
-        step = max(1, _MOST_WORK_VALUES // (len(self._votes) * height * width))
-        for start in range(0, depth, step):
-            votes = self._votes[:, start : start + step]
+        for some in self._in_slices():
+            votes = self._votes[:, some]
             if self._schema.has_regions:
-                slices[start : start + step] = self._schema.decode_regions(_regions(votes))
+                slices[some] = self._schema.decode_regions(_regions(votes))
             else:
-                slices[start : start + step] = table[_winners(votes)]
+                slices[some] = table[_winners(votes)]
         return labels
+
+    def gather(self, gathering: Gathering) -> None:
+        """Fill in the probabilities that were voted with."""
+        for some in self._in_slices():
+            votes = self._votes[:, some]
+            values = votes.astype(np.int32) if self._schema.has_regions else _with_background(votes)
+            gathering.take(some, torch.from_numpy(values).to(torch.float32).div_(CERTAIN).clamp_(0, 1))
+
+    def _in_slices(self) -> Iterator[slice]:
+        """Parts of the image that are decided at a time."""
+        _, depth, height, width = self._votes.shape
+        step = max(1, _MOST_WORK_VALUES // (len(self._votes) * height * width))
+        return (slice(start, min(start + step, depth)) for start in range(0, depth, step))
 
 
 def _winners(votes: NDArray[np.uint16]) -> NDArray[np.intp]:
-    """Class indices; the background has what is left."""
-    background = CERTAIN - votes.sum(axis=0, dtype=np.int32)
-    winners: NDArray[np.intp] = np.concatenate([background[None], votes.astype(np.int32)]).argmax(axis=0)
+    """Class indices."""
+    winners: NDArray[np.intp] = _with_background(votes).argmax(axis=0)
     return winners
+
+
+def _with_background(votes: NDArray[np.uint16]) -> NDArray[np.int32]:
+    """Votes of all classes; the background, which is the first, has what the others leave."""
+    background = CERTAIN - votes.sum(axis=0, dtype=np.int32)
+    return np.concatenate([background[None], votes.astype(np.int32)])
 
 
 def _regions(votes: NDArray[np.uint16]) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ other libraries' conventions end here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from autoseg.domain.endings import (
     written_ending,
 )
 from autoseg.domain.geometry import Geometry, Volume, grid_mismatch
+from autoseg.domain.label_table import Label
 from autoseg.errors import DatasetError, GeometryError
 from autoseg.io.content import require_supported
 from autoseg.io.dicom import is_dicom, read_dicom, read_dicom_header
@@ -170,20 +172,23 @@ def read_labels(path: str | Path, reference: Geometry | None = None) -> tuple[ND
     return whole_numbers(path, labels), header.geometry
 
 
-def write_labels(path: str | Path, labels: NDArray[np.integer[Any]], geometry: Geometry) -> None:
+def write_labels(
+    path: str | Path, labels: NDArray[np.integer[Any]], geometry: Geometry, names: Sequence[Label] = ()
+) -> None:
     """Write a label map on a grid, so that it lies exactly on the image the grid was read from; atomic.
 
     Args:
         path: Its ending chooses the format; pictures need a `geometry` of one slice.
         labels: (I, J, K), uint8 or uint16.
         geometry: The image's grid; NIfTI keeps both affines and their codes.
+        names: What the values are called, for the header of NIfTI files; see `read_label_names`.
 
     Raises:
         DatasetError: The type or shape does not fit, or the format is not written.
     """
     if labels.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
         raise DatasetError(f"{path}: label maps are written as uint8 or uint16, got {labels.dtype}")
-    _write(Path(path), labels, geometry, is_label=True)
+    _write(Path(path), labels, geometry, is_label=True, names=names)
 
 
 def write_image(path: str | Path, array: NDArray[Any], geometry: Geometry) -> None:
@@ -201,13 +206,13 @@ def write_image(path: str | Path, array: NDArray[Any], geometry: Geometry) -> No
     _write(Path(path), stored, geometry, is_label=False)
 
 
-def _write(path: Path, array: NDArray[Any], geometry: Geometry, *, is_label: bool) -> None:
+def _write(path: Path, array: NDArray[Any], geometry: Geometry, *, is_label: bool, names: Sequence[Label] = ()) -> None:
     if array.ndim not in (3, 4) or tuple(array.shape[-3:]) != geometry.shape:
         raise DatasetError(f"{path}: an array of shape {array.shape} does not fit a grid of {geometry.shape}")
     ending = split_ending(path)[1].lower()
     if ending in NIFTI_ENDINGS:
         with atomic_path(path) as temporary:
-            write_nifti(temporary, array, geometry, is_label=is_label)
+            write_nifti(temporary, array, geometry, is_label=is_label, labels=names)
     elif ending in ITK_ENDINGS:
         write_itk(path, array, geometry)
     elif ending in FREESURFER_ENDINGS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,15 +255,23 @@ def _has_checksum(array: NDArray[Any], expected: int) -> bool:
     return expected in (native, swapped)
 
 
-def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+def write_itk(path: Path, array: NDArray[Any], geometry: Geometry, fields: Mapping[str, str] | None = None) -> None:
     """Write (I, J, K) or (C, I, J, K) compressed, on the grid of `geometry`; atomic.
 
     A detached header (.nhdr, .mhd) is written with its voxels beside it, and is renamed last.
+
+    Args:
+        path: Its ending chooses the format.
+        array: Of a type that the format stores.
+        geometry: The grid.
+        fields: Further key-value pairs of the header.
 
     Raises:
         DatasetError: SimpleITK refuses the array or the place.
     """
     image = _to_itk(array, geometry)
+    for key, value in (fields or {}).items():
+        image.SetMetaData(key, value)
     if path.suffix.lower() not in _DETACHED:
         with atomic_path(path) as temporary:
             _write(image, temporary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, JsonValue, model_validator
@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autoseg.domain.plan import Configuration, Plan
-from autoseg.domain.values import Value
+from autoseg.domain.trained_on import TrainedOn
+from autoseg.domain.values import GrownValue
 from autoseg.errors import ModelError
 from autoseg.io.files import atomic_path, file_digest, read_json, read_text, write_text
 
@@ -31,7 +32,7 @@ PREVIOUS_WEIGHTS = "previous_weights"
 """Provenance of a cascade: SHA-256 of the previous stage's weights, by fold, that predicted what it learned from."""
 
 
-class ModelCard(Value):
+class ModelCard(GrownValue):
     """What a model is; with the weights all that prediction needs.
 
     Attributes:
@@ -42,7 +43,10 @@ class ModelCard(Value):
         weights_sha256: SHA-256 of the weight file; filled when saved.
         versions: Of autoseg, torch and so on.
         provenance: How it came about (epochs, seconds, seed, "imported from ...").
+        trained_on: What the images were like; None for models of older versions and of other programs.
     """
+
+    LATER_FIELDS: ClassVar[tuple[str, ...]] = ("trained_on",)
 
     schema_version: int = SCHEMA_VERSION
     plan: Plan
@@ -52,6 +56,7 @@ class ModelCard(Value):
     weights_sha256: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
+    trained_on: TrainedOn | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 
 from autoseg.domain.endings import PAIR_ENDING
 from autoseg.domain.geometry import Geometry
+from autoseg.domain.label_table import Label
 from autoseg.errors import DatasetError, GeometryError
 from autoseg.io.content import broken, pair_voxels, require_room
 from autoseg.io.header import ImageHeader, located
+from autoseg.io.label_names import label_extensions
 from autoseg.io.streams import STREAM_PROBLEMS, gzip_damage, is_gzip_name, one_line, open_stream, read_voxels
 
 _NIFTI2_BYTES = 540
@@ -194,7 +197,9 @@ def _scaled(stored: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
     return out
 
 
-def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, *, is_label: bool) -> None:
+def write_nifti(
+    path: Path, array: NDArray[Any], geometry: Geometry, *, is_label: bool, labels: Sequence[Label] = ()
+) -> None:
     """Write (I, J, K) or (C, I, J, K) without scaling, on the grid of `geometry`, its codes and second affine included.
 
     Args:
@@ -202,6 +207,7 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, *, is_label
         array: Of a type NIfTI stores.
         geometry: The grid; written as NIfTI-1, or NIfTI-2 where an axis is too long for NIfTI-1.
         is_label: Marks the file as a label map (NIfTI intent).
+        labels: Names and colours for header extensions, see `label_extensions`.
     """
     stored = np.moveaxis(array, 0, 3) if array.ndim == 4 else array
     if geometry.is_2d and stored.ndim == 3:
@@ -211,6 +217,7 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, *, is_label
     set_grid(image.header, geometry, stored.ndim)
     if is_label:
         image.header.set_intent("label")
+    image.header.extensions.extend(label_extensions(labels))
     image.update_header()
     nib.save(image, path)
 

@@ -92,13 +92,16 @@ class Chosen:
         rules = [rule.model_dump(mode="json") for rule in self.recipe.postprocessing]
         return digest_of({"members": members, "rules": rules})
 
-    def load(self, settings: PredictionSettings, device: str, scratch: Path | None = None) -> Segmenter:
+    def load(
+        self, settings: PredictionSettings, device: str, scratch: Path | None = None, *, uncertainty: bool = False
+    ) -> Segmenter:
         """Read the weights and put the networks on their device.
 
         Args:
             settings: Of all members.
             device: See `runtime.pick_device`.
             scratch: See `Segmenter`.
+            uncertainty: Whether the folds of a single configuration tell their mean probabilities, see `Predictor`.
 
         Raises:
             ConfigError: A setting is not possible.
@@ -110,8 +113,12 @@ class Chosen:
             models, previous = (
                 tuple(load_model(model.folder) for model in group) for group in (chosen.models, chosen.previous)
             )
-            stages = load_stages(models, previous or None, settings, device)
-            members.append(WeightedStages(stages, chosen.member.weight, chosen.member.temperature))
+            temperature = chosen.member.temperature
+            tells_means = uncertainty and len(self.members) == 1
+            stages = load_stages(
+                models, previous or None, settings, device, uncertainty=tells_means, temperature=temperature
+            )
+            members.append(WeightedStages(stages, chosen.member.weight, temperature))
         return Segmenter(members, self.recipe.postprocessing, scratch)
 
 

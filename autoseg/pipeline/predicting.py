@@ -9,8 +9,10 @@ from autoseg import __version__
 from autoseg.domain.dataset import Case
 from autoseg.domain.values import Value
 from autoseg.errors import ModelError
+from autoseg.inference.beside import Beside
 from autoseg.inference.cases import WriteBeside, segment_cases
 from autoseg.inference.export import LabelMap
+from autoseg.inference.gather import Wanted
 from autoseg.inference.outcome import CaseResult
 from autoseg.inference.settings import PredictionSettings
 from autoseg.io.dicom_seg import Algorithm, segmentation_path, write_segmentation
@@ -36,7 +38,7 @@ class Predicting(Value):
         models_digest: Of what `choose` gave to whoever made this: another process must find the same.
         settings: How.
         out: Folder for the label maps.
-        extras: What is written beside each label map.
+        extras: What is written beside each label map: `DICOM_SEG`, and names of `Wanted`.
     """
 
     model: str
@@ -69,14 +71,15 @@ class Predicting(Value):
         chosen = choose(Path(self.model), self.configuration, self.folds)
         if chosen.digest() != self.models_digest:
             raise ModelError(f"the models in {self.model} have changed meanwhile", hint="Start the command again.")
-        out, ledger = Path(self.out), self.ledger()
+        out, ledger, wanted = Path(self.out), self.ledger(), Wanted.of(self.extras)
         segment_cases(
-            chosen.load(self.settings, device, out),
+            chosen.load(self.settings, device, out, uncertainty=wanted.uncertainty),
             cases,
             out,
             note,
             before=ledger.begin,
             write_beside=_segmentation_writer(chosen.cards) if DICOM_SEG in self.extras else None,
+            beside=Beside(chosen.cards, wanted, self.settings.tta),
             keep=ledger.keep,
         )
 

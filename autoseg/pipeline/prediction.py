@@ -8,10 +8,13 @@ from pathlib import Path
 
 from autoseg.domain.dataset import Case, Channel
 from autoseg.errors import ConfigError
+from autoseg.inference.beside import paths_beside, refuse_clashes
 from autoseg.inference.cases import refuse_overwriting, target
+from autoseg.inference.gather import Wanted
 from autoseg.inference.inputs import find_cases
 from autoseg.inference.outcome import PredictionOutcome, Tally
 from autoseg.inference.settings import PredictionSettings
+from autoseg.inference.statistics_table import write_table
 from autoseg.inference.tta import Tta
 from autoseg.io.dicom import is_dicom
 from autoseg.io.dicom_seg import require_highdicom
@@ -46,6 +49,7 @@ def predict(
     shard: str = "1/1",
     restart: bool = False,
     dicom_seg: bool = False,
+    wanted: Wanted | None = None,
     progress: Progress = SILENT,
 ) -> PredictionOutcome:
     """Segment images and write label maps on their own grids.
@@ -69,13 +73,14 @@ def predict(
         shard: Which part of the cases, as in "1/4"; see `Shard`.
         restart: Do finished cases again.
         dicom_seg: Also write OUT/X.seg.dcm, a DICOM segmentation object; every input must be a DICOM series.
+        wanted: What else is written beside label maps; None: nothing.
         progress: One step a case.
 
     Raises:
         ModelError: There is no such model.
         ConfigError: The inputs cannot be sorted into cases; or a DICOM segmentation cannot be written.
     """
-    part, devices = Shard.parse(shard), parse_devices(device)
+    part, devices, wanted = Shard.parse(shard), parse_devices(device), wanted or Wanted()
     if dicom_seg:
         require_highdicom()
     settings = PredictionSettings(precision=precision, tta=tta, overlap=overlap, skip_empty=skip_empty)
@@ -89,7 +94,7 @@ def predict(
             models_digest=chosen.digest(),
             settings=settings,
             out=str(out),
-            extras=(DICOM_SEG,) if dicom_seg else (),
+            extras=(*((DICOM_SEG,) if dicom_seg else ()), *wanted.names),
         )
         return _segment(task, cases, devices, restart=restart, progress=progress)
 
@@ -107,17 +112,21 @@ def _segment(
     task: Predicting, cases: Sequence[Case], devices: Sequence[str], *, restart: bool, progress: Progress
 ) -> PredictionOutcome:
     """Do what is not finished, here or on several devices."""
-    out = Path(task.out)
+    out, wanted = Path(task.out), Wanted.of(task.extras)
     label_maps = [target(case, out) for case in cases]
-    refuse_overwriting(cases, label_maps)
+    refuse_overwriting(cases, [*label_maps, *(path for item in label_maps for path in paths_beside(item, wanted))])
+    refuse_clashes(wanted, label_maps)
     todo, skipped = (cases, ()) if restart else unfinished(task.ledger(), cases, label_maps, out)
-    if not todo:
-        return PredictionOutcome((), (), skipped=skipped)
     tally = Tally(todo, progress)
-    if len(devices) == 1:
-        task.run(todo, devices[0], tally.add)
-    else:
-        predict_on(task, devices[: len(todo)], todo, tally)
+    try:
+        if len(devices) > 1 and todo:
+            predict_on(task, devices[: len(todo)], todo, tally)
+        elif todo:
+            task.run(todo, devices[0], tally.add)
+    finally:
+        # Also where it was stopped: what is finished is in the table.
+        if wanted.has_table:
+            write_table(out)
     return tally.outcome(skipped)
 
 

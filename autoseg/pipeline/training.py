@@ -11,6 +11,7 @@ from autoseg.compute import Processes, joined, own_device
 from autoseg.config import TrainSettings, parse_assignments
 from autoseg.domain.dataset import Dataset, Fold
 from autoseg.domain.plan import Plan
+from autoseg.domain.trained_on import TrainedOn, summarise
 from autoseg.errors import ConfigError
 from autoseg.evaluation.crossval import BestWeights
 from autoseg.io.files import remove_leftovers
@@ -290,6 +291,7 @@ def _train_one(
                 _fold_settings(settings, restart=restart),
                 pretrained=_pretrained(settings, planned, name, number, run_folder),
                 planned_speed=_planned_speed(run_folder, settings),
+                trained_on=_trained_on(run_folder, planned, name),
             ),
             progress,
             previous,
@@ -309,6 +311,13 @@ def _train_one(
         validation_s=max(0.0, time.monotonic() - started - (best.seconds if best else 0.0)),
         best=best,
     )
+
+
+def _trained_on(run_folder: RunFolder, planned: Plan, name: str) -> TrainedOn | None:
+    """What the images are like, for the model's card; None where nobody measured them."""
+    if not run_folder.fingerprint_file.is_file():
+        return None
+    return summarise(run_folder.read_fingerprint(), planned.configurations[name].preprocess.normalization)
 
 
 def _fold_settings(settings: TrainSettings, *, restart: bool = False) -> records.TrainSettings:

@@ -10,10 +10,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.domain.fingerprint import CaseStats, ChannelIntensity, Fingerprint, IntensityStats, Shape, Triple
-from autoseg.domain.geometry import Volume, closest_orientation
+from autoseg.domain.fingerprint import (
+    LOOK_LEVELS,
+    CaseStats,
+    ChannelIntensity,
+    ChannelLook,
+    Fingerprint,
+    IntensityStats,
+    Look,
+    Shape,
+    Triple,
+)
+from autoseg.domain.geometry import Volume, closest_orientation, degrees_off_axis, orientation_code
 from autoseg.errors import DatasetError
-from autoseg.preprocessing.crop import any_nonzero, nonzero_box
+from autoseg.preprocessing.crop import Box, any_nonzero, nonzero_box
 
 PICTURE_DEPTH_MM = 999.0
 """Spacing of the missing third axis of a picture: large, so that this axis counts as the coarsest. Source: nnU-Net."""
@@ -35,6 +45,9 @@ be a larger part of a few cases.
 _LOW, _MEDIAN, _HIGH = 0.005, 0.5, 0.995
 _QUANTILE_DIGITS = 8
 """Digits kept of a quantile; float32 has fewer."""
+
+_LOOK_VOXELS = 48
+"""Voxels along each axis from which the look of an image is taken: up to twice as many, a million in all."""
 
 _BISECTIONS = 80
 """Halvings of the range of values in which a pooled quantile is sought: beyond the resolution of float64."""
@@ -73,14 +86,11 @@ def measure_case(volume: Volume, labels: NDArray[np.integer], case_id: str, num_
 
     Source: nnU-Net (Isensee et al. 2021, supplement 2.1).
     """
-    geometry = volume.geometry
-    if labels.shape != tuple(geometry.shape):
-        raise DatasetError(f"case {case_id}: labels have shape {labels.shape}, the image {tuple(geometry.shape)}")
-    right, anterior, superior = closest_orientation(geometry.affine).axes
-    zyx = (superior, anterior, right)
+    if labels.shape != tuple(volume.geometry.shape):
+        raise DatasetError(
+            f"case {case_id}: labels have shape {labels.shape}, the image {tuple(volume.geometry.shape)}"
+        )
     box = nonzero_box(any_nonzero(volume.array))
-    edges = [part.stop - part.start for part in box]
-    spacing = geometry.spacing_mm
     foreground = labels[box] > 0
     measured: dict[int, IntensityStats] = {}
     for channel, array in zip(volume.channels, volume.array, strict=True):
@@ -95,16 +105,62 @@ def measure_case(volume: Volume, labels: NDArray[np.integer], case_id: str, num_
             )
         measured[channel] = _intensity(values)
     counts = np.bincount(labels[labels > 0].ravel(), minlength=num_values)[1:num_values]
+    return _measure_image(volume, box, case_id).model_copy(
+        update={
+            "class_voxels": tuple(int(count) for count in counts),
+            "intensities": tuple(measured.get(channel) for channel in range(volume.num_channels)) if measured else (),
+        }
+    )
+
+
+def measure_image(volume: Volume, case_id: str) -> CaseStats:
+    """Measure an image that has no labels: grid and look, no classes and no foreground intensities.
+
+    Args:
+        volume: (C, I, J, K) as in the file.
+        case_id: For the record.
+    """
+    return _measure_image(volume, nonzero_box(any_nonzero(volume.array)), case_id)
+
+
+def _measure_image(volume: Volume, box: Box, case_id: str) -> CaseStats:
+    geometry = volume.geometry
+    right, anterior, superior = closest_orientation(geometry.affine).axes
+    zyx = (superior, anterior, right)
+    edges = [part.stop - part.start for part in box]
+    spacing = geometry.spacing_mm
+    looks = {channel: _look(array[box]) for channel, array in zip(volume.channels, volume.array, strict=True)}
     return CaseStats(
         case=case_id,
         spacing_mm=(PICTURE_DEPTH_MM if geometry.is_2d else spacing[zyx[0]], spacing[zyx[1]], spacing[zyx[2]]),
         shape_original=(geometry.shape[zyx[0]], geometry.shape[zyx[1]], geometry.shape[zyx[2]]),
         shape=(edges[zyx[0]], edges[zyx[1]], edges[zyx[2]]),
         relative_size_fraction=float(np.prod(edges, dtype=np.float64) / np.prod(geometry.shape, dtype=np.float64)),
-        class_voxels=tuple(int(count) for count in counts),
-        intensities=tuple(measured.get(channel) for channel in range(volume.num_channels)) if measured else (),
+        class_voxels=(),
+        intensities=(),
         is_2d=geometry.is_2d,
+        look=Look(
+            orientation=orientation_code(geometry.affine),
+            oblique_degrees=round(degrees_off_axis(geometry.affine), 2),
+            channels=tuple(looks.get(channel) for channel in range(volume.num_channels)),
+        ),
     )
+
+
+def _look(values: NDArray[np.generic]) -> ChannelLook | None:
+    """Intensities of a channel, from at most `_LOOK_VOXELS` along each axis; None where they are not finite."""
+    steps = tuple(slice(None, None, max(1, size // _LOOK_VOXELS)) for size in values.shape)
+    some = values[steps].astype(np.float64)
+    if not np.isfinite(some).all():
+        return None
+    numbers = (some.mean(), some.std(), some.min(), some.max())
+    mean, std, low, high = (_rounded(float(value)) for value in numbers)
+    quantiles = tuple(_rounded(float(value)) for value in np.quantile(some, LOOK_LEVELS))
+    return ChannelLook(mean=mean, std=std, minimum=low, maximum=high, quantiles=quantiles)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_QUANTILE_DIGITS}g}")
 
 
 def _share_below(sketches: NDArray[np.float64], levels: NDArray[np.float64], value: float) -> float:

@@ -104,6 +104,7 @@ class FoldOutputs:
                 **self._previous_stage(),
                 **_pretrained(counters),
             },
+            trained_on=self.settings.trained_on,
         )
         save_model(self.folder, weights, card, name=name)
 

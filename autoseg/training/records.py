@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from autoseg.domain.plan import TrainingPlan
+from autoseg.domain.trained_on import TrainedOn
 from autoseg.domain.values import Value, digest_of
 from autoseg.errors import ConfigError
 from autoseg.io.files import read_text, write_text
@@ -89,6 +90,7 @@ class TrainSettings:
         pretrained: A model whose weights the training begins with where they fit.
         compile: See `Compile`.
         planned_speed: Operations a second by which the plan foresaw its steps on this machine; None: not known.
+        trained_on: What the images are like, for the model's card; None: not known.
     """
 
     num_epochs: int | None = None
@@ -103,6 +105,7 @@ class TrainSettings:
     pretrained: Model | None = None
     compile: Compile = "auto"
     planned_speed: float | None = None
+    trained_on: TrainedOn | None = None
 
     def __post_init__(self) -> None:
         if self.num_epochs is not None and self.time_budget_s is not None:

@@ -32,7 +32,8 @@ FROZEN = {
     "check": {"--json", "--html"} | REPAIRING,
     "plan": PLANNING | {"--why", "--fingerprint", "--device", "--precision", "--json"},
     "train": TRAINING | {"--config-file"},
-    "predict": PREDICTING | {"--dicom-seg", "--shard", "--restart"},
+    "predict": PREDICTING
+    | {"--dicom-seg", "--probabilities", "--uncertainty", "--statistics", "--side-files", "--shard", "--restart"},
     "evaluate": {"--json"},
     "report": {"--json"},
     "run": TRAINING | PLANNING,

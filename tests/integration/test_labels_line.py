@@ -119,7 +119,11 @@ def test_what_is_looked_at_and_reported_are_the_regions(regions: RunFolder, caps
     assert len(last.pseudo_dice) == 2
     assert last.mean_pseudo_dice is not None
     assert last.mean_pseudo_dice > 0.8
-    assert load_model(fold).card.plan.labels.has_regions
+    card = load_model(fold).card
+    assert card.plan.labels.has_regions
+    assert card.trained_on is not None
+    assert card.trained_on.num_cases == NUM_CASES
+    assert card.trained_on.extent_mm[0].high == SHAPE[2]
     capsys.readouterr()
     assert main(["info", str(fold), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["classes"] == ["organ", "vessel"]

@@ -12,6 +12,7 @@ from toy_models import toy_model, toy_volume
 
 from autoseg.domain.dataset import Case
 from autoseg.inference.columns import make_columns
+from autoseg.inference.gather import Gathering, Wanted
 from autoseg.inference.line import run_line
 from autoseg.inference.outcome import Tally
 from autoseg.inference.predictor import Predictor
@@ -27,15 +28,25 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoseg.inference.export._CHUNK_VOXELS", 2000)
 
 
-def peak_of(shape: Sequence[int], spacing: Sequence[float], **options: object) -> int:
-    """The most bytes of tensors while a volume is segmented, its image and its label map not counted."""
+def peak_of(shape: Sequence[int], spacing: Sequence[float], folder: Path | None = None, **options: object) -> int:
+    """The most bytes of tensors while a volume is segmented, its image and its label map not counted.
+
+    With a folder, probabilities and uncertainty are gathered, too.
+    """
     settings = {"device": "cpu", "precision": "fp32", "tile_batch": 1, **options}
     predictor = Predictor([toy_model(spacing=SPACING)], **settings)  # type: ignore[arg-type]
     prepared = predictor.prepare(toy_volume((shape[0], shape[1], shape[2]), tuple(spacing)))
+    gathering = None
+    if folder is not None:
+        gathering = gathering_of(predictor, prepared.trail.geometry.shape, folder)
     live = LiveMemory()
     with live:
-        predictor.segment(prepared)
+        predictor.segment(prepared, gathering=gathering)
     return live.peak
+
+
+def gathering_of(predictor: Predictor, shape: tuple[int, int, int], folder: Path) -> Gathering:
+    return Gathering(shape, predictor.labels, Wanted(probabilities=True, uncertainty=True), folder)
 
 
 @pytest.mark.parametrize(("axis", "spacing"), [(0, (1.0, 1.5, 2.0)), (1, (0.8, 1.1, 3.0)), (2, (1.0, 1.5, 2.0))])
@@ -45,6 +56,13 @@ def test_memory_does_not_grow_with_the_length_whichever_axis_is_long(axis: int, 
         shape = [16, 15, 14]
         shape[axis] = length
         peaks.append(peak_of(shape, spacing))
+    assert peaks[1] <= 1.01 * peaks[0]
+
+
+@pytest.mark.parametrize("tta", ["none", "full"])
+def test_tensors_for_probabilities_do_not_grow_with_the_length(tta: str, tmp_path: Path) -> None:
+    """What is kept of them is 8 bit a class and voxel, in memory or in a file; in float there are a few rows."""
+    peaks = [peak_of((16, 15, length), (1.0, 1.5, 2.0), tmp_path, tta=tta, uncertainty=True) for length in (48, 144)]
     assert peaks[1] <= 1.01 * peaks[0]
 
 
