@@ -283,6 +283,15 @@ def peak_memory_bytes() -> int:
     return int(peak if sys.platform == "darwin" else peak * _KIB)
 
 
+def peak_memory_on(device_type: str) -> int:
+    """Largest memory so far that counts on a device: on a GPU what was allocated there, else that of the process."""
+    if device_type != "cuda":
+        return peak_memory_bytes()
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())
+
+
 def seconds_per_call(call: Callable[[], object], *, seconds: float, most: int, warm_up: int = 1) -> tuple[float, ...]:
     """Time a call again and again.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from autoseg import runtime
 from autoseg.domain.plan import Configuration
 from autoseg.training import plateau, validation
 from autoseg.training.batches import BatchReader
@@ -56,7 +57,7 @@ class Looks:
         return self.mean is not None and self.ema is not None and self.ema > (best or -1.0)
 
 
-def _record(counters: Counters, pace: Pace, used_s: float, looks: Looks) -> EpochRecord:
+def _record(counters: Counters, pace: Pace, used_s: float, looks: Looks, memory_bytes: int) -> EpochRecord:
     quick, whole = looks.quick, looks.whole
     return EpochRecord(
         epoch=counters.epoch,
@@ -74,6 +75,7 @@ def _record(counters: Counters, pace: Pace, used_s: float, looks: Looks) -> Epoc
         whole_dice=whole.dice if whole else (),
         mean_whole_dice=whole.mean if whole else None,
         num_whole_cases=whole.num_cases if whole else 0,
+        memory_bytes=memory_bytes or None,
     )
 
 
@@ -164,7 +166,7 @@ class EpochEnds:
         newest = quick.mean if quick else ema
         whole = None if is_last else self.whole.look(counters, schedule, newest, used_s)
         looks = Looks(quick, whole, ema)
-        record = _record(counters, pace, used_s, looks)
+        record = _record(counters, pace, used_s, looks, runtime.peak_memory_on(self._device.type))
         course = counters.course if is_last else self._course(counters, schedule, record)
         if course != counters.course:
             record = record.model_copy(update={"ends_at": course.end})

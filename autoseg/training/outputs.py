@@ -171,7 +171,6 @@ class FoldOutputs:
             starts: Of this training so far, this one included.
             choices: How it computes.
         """
-        on_gpu = self.device.type == "cuda"
         record = RunRecord(
             configuration=self.configuration,
             fold=self.fold,
@@ -200,7 +199,7 @@ class FoldOutputs:
             num_bad_steps=counters.num_bad_steps,
             course=counters.course,
             starts=starts,
-            peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else runtime.peak_memory_bytes(),
+            peak_memory_bytes=runtime.peak_memory_on(self.device.type),
             environment=self.environment,
         )
         write_run(self.folder, record)

@@ -171,6 +171,7 @@ class EpochRecord(Value):
         mean_whole_dice: Mean of those that are defined.
         num_whole_cases: Cases that were looked at.
         ends_at: Where the training will end, in epochs or seconds, when that changed because of a plateau; else None.
+        memory_bytes: Highest memory so far, as in `RunRecord`; None in records that did not hold it.
     """
 
     epoch: int
@@ -189,6 +190,7 @@ class EpochRecord(Value):
     mean_whole_dice: float | None = None
     num_whole_cases: int = 0
     ends_at: float | None = None
+    memory_bytes: int | None = None
 
 
 class Start(Value):

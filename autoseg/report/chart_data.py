@@ -1,0 +1,158 @@
+"""What the page's scripts draw and download, as one block of plain JSON.
+
+Figures are rounded to what a picture can show, and rows are lists, so that many cases of many classes stay small; the
+whole figures are in summary.json and cases.csv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from autoseg.evaluation.metrics import METRIC_NAMES, METRIC_TITLES, ClassMetrics
+from autoseg.report.collect import CaseRow, ConfigurationResult, RunResults
+from autoseg.report.tally import agreement, rows_of, tally
+
+DIGITS = 5
+"""Significant digits of every figure."""
+
+_SECONDS_PER_MINUTE = 60.0
+_BYTES_PER_GB = 1e9
+
+
+def chart_data(results: RunResults, rows: Sequence[CaseRow]) -> dict[str, Any]:
+    """Everything that is drawn.
+
+    Args:
+        results: Of the run.
+        rows: In the order of the table, by whose places the charts name them.
+    """
+    names = results.plan.labels.names
+    configurations = [item.name for item in results.summary.configurations]
+    best = next((item for item in results.summary.configurations if item.name == results.summary.best), None)
+    return {
+        "dataset": results.dataset.name,
+        "classes": list(names),
+        "configurations": configurations,
+        "best": results.summary.best,
+        "metrics": list(METRIC_NAMES),
+        "titles": dict(METRIC_TITLES),
+        "rows": [
+            {
+                "case": row.metrics.case,
+                "configuration": configurations.index(row.configuration),
+                "fold": str(row.fold),
+                "mean": rounded(row.metrics.mean_dice),
+                "classes": [_class_figures(item) for item in row.metrics.classes],
+            }
+            for row in rows
+        ],
+        "epochs": _epochs(results),
+        "agreement": [
+            {"class": item.name, "bias": item.bias, "low": item.low, "high": item.high}
+            for item in map(agreement, tally(rows_of(results, results.summary.best), names))
+            if item is not None
+        ],
+        "confusions": _confusions(best),
+        "calibration": _calibration(results),
+        "confidences": _confidences(results),
+    }
+
+
+def rounded(value: float | None) -> float | None:
+    """To `DIGITS` significant digits."""
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
+def _class_figures(item: ClassMetrics) -> list[Any]:
+    """Presence, volumes in reference and prediction, then the metrics in order."""
+    metrics = (rounded(getattr(item, name)) for name in METRIC_NAMES)
+    return [item.presence, rounded(item.reference_mm3), rounded(item.prediction_mm3), *metrics]
+
+
+def _epochs(results: RunResults) -> list[dict[str, Any]]:
+    found = []
+    for curve in results.curves:
+        before = 0.0
+        for epoch in curve.epochs:
+            found.append(
+                {
+                    "configuration": curve.configuration,
+                    "fold": str(curve.fold),
+                    "epoch": epoch.epoch + 1,
+                    "minutes": rounded(epoch.seconds / _SECONDS_PER_MINUTE),
+                    "training": rounded(epoch.train_loss),
+                    "validation": rounded(epoch.validation_loss),
+                    "dice": rounded(epoch.mean_pseudo_dice),
+                    "whole": rounded(epoch.mean_whole_dice),
+                    "seconds": rounded(max(0.0, epoch.seconds - before)),
+                    "gigabytes": rounded(epoch.memory_bytes / _BYTES_PER_GB) if epoch.memory_bytes else None,
+                }
+            )
+            before = epoch.seconds
+    return _thinned(found)
+
+
+MAX_EPOCH_POINTS = 3000
+"""Points of all learning curves together: more cannot be seen, and would make the page large."""
+
+
+def _thinned(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every n-th epoch, and the last of each curve, so that no more than `MAX_EPOCH_POINTS` stay."""
+    step = -(-len(points) // MAX_EPOCH_POINTS) or 1
+    if step == 1:
+        return points
+    last = {(point["configuration"], point["fold"]): index for index, point in enumerate(points)}
+    ends = set(last.values())
+    return [point for index, point in enumerate(points) if index in ends or point["epoch"] % step == 0]
+
+
+def _confusions(best: ConfigurationResult | None) -> list[dict[str, Any]]:
+    if best is None or best.summary is None:
+        return []
+    return [
+        {"reference": one.reference, "prediction": one.prediction, "voxels": one.voxels}
+        for one in best.summary.confusions
+    ]
+
+
+def _calibration(results: RunResults) -> list[dict[str, Any]]:
+    selection = results.summary.selection
+    if selection is None:
+        return []
+    points = []
+    for item in selection.calibrations:
+        for one in item.classes:
+            for when, bins in (("before", one.bins_before), ("after", one.bins_after)):
+                points += [
+                    {
+                        "configuration": item.configuration,
+                        "class": one.name,
+                        "when": when,
+                        "confidence": rounded(point.confidence),
+                        "frequency": rounded(point.frequency),
+                        "voxels": point.voxels,
+                    }
+                    for point in bins
+                ]
+    return points
+
+
+def _confidences(results: RunResults) -> list[dict[str, Any]]:
+    selection = results.summary.selection
+    if selection is None:
+        return []
+    return [
+        {
+            "case": item.case,
+            "entropy": rounded(item.mean_entropy),
+            "expected": rounded(_mean(item.expected_dice.values())),
+            "sure": rounded(item.sure_errors_fraction),
+        }
+        for item in selection.confidences
+    ]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,151 @@
+"""Cases to look at: pictures of the worst, the median and the best, and volumes for the viewer."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from autoseg.errors import AutosegError
+from autoseg.io.files import write_text
+from autoseg.report.collect import CaseRow, RunResults
+from autoseg.report.overlays import View, views
+from autoseg.report.scene import Scene, read_scene
+from autoseg.report.volumes import CaseVolumes, make_volumes
+
+log = logging.getLogger("autoseg")
+
+NUM_WORST = 6
+"""Cases shown in pictures from the bottom of the list; the median and the best one are shown too."""
+
+MAX_READ_VOX = 1_000_000_000
+"""Voxels of images and label maps that are read for the viewer, worst cases first: about a minute or two of one core.
+Every case of a data set of a few hundred small volumes; of large ones those that matter."""
+
+SIDE_FOLDER = "volumes"
+"""Beside the page: volumes of the cases that do not fit into it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A case in pictures.
+
+    Attributes:
+        rank: Why it is shown: "worst 1", "median", "best".
+        problem: Why there are no pictures; empty otherwise.
+    """
+
+    rank: str
+    row: CaseRow
+    views: tuple[View, ...]
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """What there is to see.
+
+    Attributes:
+        shown: In pictures, the worst first.
+        embedded: JSON of volumes in the page, by key.
+        keys: Key of the volumes by case id, of all cases that have any.
+    """
+
+    shown: tuple[Shown, ...]
+    embedded: Mapping[str, str]
+    keys: Mapping[str, str]
+
+    @property
+    def num_beside(self) -> int:
+        """Cases whose volumes lie in files beside the page."""
+        return len(self.keys) - len(self.embedded)
+
+
+def make_gallery(results: RunResults, ranked: Sequence[CaseRow], folder: Path, room_bytes: int) -> Gallery:
+    """Read cases, draw their pictures, and put their volumes into the page or beside it.
+
+    Args:
+        results: Of the run.
+        ranked: Rows of the best configuration, the worst first.
+        folder: Of the page.
+        room_bytes: For the pictures and volumes in the page.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    ranks = ranks_of(len(ranked))
+    order = [*sorted(ranks, key=lambda place: ("w" not in ranks[place], place))]
+    order += [place for place in range(len(ranked)) if place not in ranks]
+    shown: dict[int, Shown] = {}
+    embedded: dict[str, str] = {}
+    keys: dict[str, str] = {}
+    waiting: list[tuple[str, CaseVolumes]] = []
+    by_case = _rows_by_case(results)
+    num_read = 0
+    for place in order:
+        if num_read > MAX_READ_VOX and place not in ranks:
+            break
+        row = ranked[place]
+        scene, problem = _scene(results, by_case[row.metrics.case])
+        if place in ranks:
+            found = () if scene is None else views(scene, row.configuration, results.dataset.labels)
+            shown[place] = Shown(ranks[place], row, found, problem)
+            room_bytes -= sum(_size(view) for view in found)
+        if scene is not None:
+            num_read += prod(scene.full_shape) * (len(scene.image) + 1 + len(scene.predicted))
+            key = f"case-{place}"
+            keys[row.metrics.case] = key
+            waiting.append((key, make_volumes(row.metrics.case, scene, results.dataset.labels)))
+            if len(shown) == len(ranks):
+                # Pictures go first; what is left of the room is for volumes, in the same order.
+                room_bytes = _place(waiting, embedded, folder / SIDE_FOLDER, room_bytes)
+    _place(waiting, embedded, folder / SIDE_FOLDER, room_bytes)
+    return Gallery(tuple(shown[place] for place in sorted(shown)), embedded, keys)
+
+
+def ranks_of(count: int) -> dict[int, str]:
+    """Why cases are shown, by their place among `count`, the worst first."""
+    ranks = {place: f"worst {place + 1}" for place in range(min(NUM_WORST, count))}
+    return ({count // 2: "median", count - 1: "best"} | ranks) if count else {}
+
+
+def _place(waiting: list[tuple[str, CaseVolumes]], embedded: dict[str, str], folder: Path, room_bytes: int) -> int:
+    """Put volumes into the page as long as there is room, else into files; empties the list, returns the room left."""
+    for key, volumes in waiting:
+        text = volumes.to_json()
+        if len(text) <= room_bytes:
+            embedded[key] = text
+            room_bytes -= len(text)
+        else:
+            write_text(folder / f"{key}.js", volumes.to_script(key))
+    waiting.clear()
+    return room_bytes
+
+
+def _size(view: View) -> int:
+    return len(view.png) + sum(len(one.path) for one in view.contours)
+
+
+def _scene(results: RunResults, rows: Sequence[CaseRow]) -> tuple[Scene | None, str]:
+    """A case with the predictions of every configuration; why not, where that fails."""
+    dataset, case_id = results.dataset, rows[0].metrics.case
+    try:
+        case = dataset.case(case_id)
+    except KeyError:
+        return None, f"case {case_id} is not in the run's dataset.json"
+    try:
+        return read_scene(case, rows, dataset.labels, [channel.name for channel in dataset.channels]), ""
+    except AutosegError as problem:
+        # Images may have moved since the training; the numbers are worth a report without them.
+        log.warning("%s is not shown: %s", case_id, problem)
+        return None, str(problem)
+
+
+def _rows_by_case(results: RunResults) -> Mapping[str, tuple[CaseRow, ...]]:
+    found: dict[str, list[CaseRow]] = defaultdict(list)
+    for row in results.cases:
+        found[row.metrics.case].append(row)
+    return {case: tuple(rows) for case, rows in found.items()}

@@ -1,0 +1,75 @@
+"""Short answers to what everybody asks first: which configuration, which class is worst, which cases, how much memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from autoseg.report.collect import CaseRow, RunResults
+from autoseg.report.facts import total_training
+from autoseg.report.findings import why_low
+from autoseg.report.tally import rows_of, tally
+from autoseg.report.wording import gigabytes
+
+NUM_CASES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """One question with its answer, and the cases that it names."""
+
+    question: str
+    answer: str
+    cases: tuple[str, ...] = ()
+
+
+def in_short(results: RunResults) -> tuple[Short, ...]:
+    """The answers that the run has."""
+    return tuple(_answers(results))
+
+
+def _answers(results: RunResults) -> Iterator[Short]:
+    yield from _which_configuration(results)
+    rows = rows_of(results, results.summary.best)
+    classes = [item for item in tally(rows, results.plan.labels.names) if item.num_present]
+    if classes:
+        worst = min(classes, key=lambda item: item.mean_dice)
+        reason = why_low(results, worst, classes)
+        which = f"{worst.name}, mean Dice {worst.mean_dice:.3f} in {worst.num_present} cases: {reason}"
+        yield Short("Which class is worst, and why?" if len(classes) > 1 else "How good is the class?", which)
+        scored = [row for row in rows if row.metrics.mean_dice is not None]
+        lowest = sorted(scored, key=lambda row: row.metrics.mean_dice or 0.0)[:NUM_CASES]
+        told = ", ".join(f"{row.metrics.case} ({row.metrics.mean_dice:.3f})" for row in lowest)
+        yield Short("Which cases to look at?", f"Those of the lowest mean Dice: {told}.", _ids(lowest))
+    seconds, peak = total_training(results)
+    if peak:
+        minutes = f"{seconds / 60:.0f} minutes" if seconds >= 600 else f"{seconds / 60:.1f} minutes"
+        yield Short(
+            "How much memory and time?",
+            f"Training took at most {gigabytes(peak)} GB; all folds together trained for {minutes}.",
+        )
+
+
+def _ids(rows: Sequence[CaseRow]) -> tuple[str, ...]:
+    return tuple(row.metrics.case for row in rows)
+
+
+def _which_configuration(results: RunResults) -> Iterator[Short]:
+    """What was chosen by cross-validation, or what scored best so far."""
+    question = "Which configuration to use?"
+    selection = results.summary.selection
+    if selection is not None:
+        answer = f"{selection.choice}: {selection.reason} `autoseg predict RUN` uses it, with its post-processing."
+        yield Short(question, answer)
+        return
+    scored = {
+        item.name: item.summary.mean_foreground_dice
+        for item in results.summary.configurations
+        if item.summary is not None and item.summary.mean_foreground_dice is not None
+    }
+    best = results.summary.best
+    if best is None or best not in scored:
+        return
+    others = ", ".join(f"{name} {dice:.3f}" for name, dice in scored.items() if name != best)
+    against = f", against {others}" if others else ", the only one with held-out cases so far"
+    yield Short(question, f"{best}: mean foreground Dice {scored[best]:.3f}{against}.")
