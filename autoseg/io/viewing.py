@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -29,7 +30,7 @@ def nifti_gz(
         intercept: ... plus this is the value it stands for.
     """
     is_colour = array.ndim == 4
-    header = nib.Nifti1Header()
+    header: Any = nib.Nifti1Header()  # type: ignore[no-untyped-call]
     header.set_data_shape(array.shape[:3])
     header.set_data_dtype(_RGB_CODE if is_colour else np.uint8)
     header.set_sform(affine, code="aligned")

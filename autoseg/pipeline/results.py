@@ -12,10 +12,12 @@ from autoseg.evaluation.crossval import Evaluation
 from autoseg.evaluation.folders import evaluate_folder
 from autoseg.io.run_folder import RunFolder
 from autoseg.pipeline.cases import SILENT
+from autoseg.pipeline.forecast import read_forecast
 from autoseg.pipeline.planning import check, plan
 from autoseg.pipeline.pretrained import require_there
 from autoseg.pipeline.selecting import select
 from autoseg.pipeline.training import train
+from autoseg.report.facts import PlannedCost
 from autoseg.report.page import write_report
 from autoseg.runtime import Progress, num_cpus
 
@@ -58,7 +60,27 @@ def report(
             log.info("Nothing is chosen yet: no configuration has all of its folds finished.")
         else:
             log.info("Chosen: %s. %s.", selection.choice, selection.reason)
-    return write_report(run_folder)
+    return write_report(run_folder, _planned_costs(run_folder))
+
+
+def _planned_costs(folder: RunFolder) -> dict[str, PlannedCost]:
+    """What the forecast of this plan says; nothing where there is none, or it is of another plan."""
+    if not folder.forecast_file.is_file():
+        return {}
+    forecast = read_forecast(folder)
+    if forecast.plan_digest != folder.read_plan().digest():
+        return {}
+    return {
+        name: PlannedCost(
+            device=forecast.device_name,
+            training_bytes=one.training.total,
+            prediction_bytes=one.prediction.total,
+            cache_bytes=one.cache_bytes,
+            step_seconds=one.measured.step_seconds if one.measured is not None else None,
+            training_seconds=one.training_seconds,
+        )
+        for name, one in forecast.configurations.items()
+    }
 
 
 def run(

@@ -17,7 +17,7 @@ _MARKS = re.compile(r"([\\`*_{}\[\]<>#|])")
 
 def model_card(results: RunResults) -> str:
     """The card. Names from the data set cannot change its structure."""
-    environment = Environment(  # noqa: S701 - Markdown, whose marks are escaped by the filter `plain`
+    environment = Environment(
         loader=PackageLoader("autoseg.report", "templates"),
         autoescape=False,
         undefined=StrictUndefined,
@@ -28,13 +28,15 @@ def model_card(results: RunResults) -> str:
     summary = results.summary
     tolerance = wording.tolerance_in_words(summary.tolerance_mm)
     best = next((item for item in summary.configurations if item.name == summary.best), None)
+    scored = best.summary if best is not None else None
+    whole = summary.selection.final if summary.selection is not None else scored
     seconds, peak = total_training(results)
     return environment.get_template("card.md.j2").render(
         summary=summary,
         dataset=results.dataset,
         plan=results.plan,
         best=best,
-        whole=summary.selection.final if summary.selection is not None else (best.summary if best is not None else None),
+        whole=whole,
         findings=find(results)[:NUM_SHOWN],
         data_facts=tuple(data_facts(results)),
         provenance=tuple(provenance(results)),

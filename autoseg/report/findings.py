@@ -116,6 +116,8 @@ def _labels(results: RunResults, classes: Sequence[ClassTally]) -> Iterator[Find
     for item in classes:
         middle = float(np.median(item.dice))
         for place in outliers(item):
+            if not item.prediction_mm3[place]:
+                continue  # a miss is a finding of its own
             dice, case = float(item.dice[place]), item.cases[place]
             gain += (middle - dice) / item.num_present / len(classes)
             told = f"{case} ({item.name} {dice:.2f}, median {middle:.2f})"
@@ -172,8 +174,8 @@ def _of_class(results: RunResults, item: ClassTally, classes: Sequence[ClassTall
     if len(error) > 1 and abs(error.mean()) > max(VOLUME_BIAS, 2 * error.std(ddof=1) / np.sqrt(len(error))):
         kind = "small" if error.mean() < 0 else "large"
         text = (
-            f"Volumes of {item.name} come out {abs(error.mean()):.0%} too {kind} on average. Where volumes are the aim, "
-            "say so or correct them; look whether its border is drawn alike in all references."
+            f"Volumes of {item.name} come out {abs(error.mean()):.0%} too {kind} on average. Where volumes are the "
+            "aim, say so or correct them; look whether its border is drawn alike in all references."
         )
         title = f"Mind that {item.name} is predicted too {kind}"
         yield Finding("volume", title, text, (), BIAS_TO_DICE * float(abs(error.mean())) * part, item.name)
@@ -182,7 +184,7 @@ def _of_class(results: RunResults, item: ClassTally, classes: Sequence[ClassTall
 def _detection(item: ClassTally, part: float) -> Finding:
     missed = f"{item.name} was missed in {item.num_missed} of {item.num_present} cases" if item.num_missed else ""
     spurious = (
-        f"{'it' if missed else item.name} was predicted in {item.num_spurious} of the {item.num_absent} cases without it"
+        f"{'it' if missed else item.name} was predicted in {item.num_spurious} of {item.num_absent} cases without it"
         if item.num_spurious
         else ""
     )
@@ -190,7 +192,8 @@ def _detection(item: ClassTally, part: float) -> Finding:
     text += "Look at these cases first; the table of cases marks them."
     gain = item.num_missed / max(1, item.num_present) * max(0.0, float(np.median(item.dice))) * part
     cases = tuple(case for case, volume in zip(item.cases, item.prediction_mm3, strict=True) if not volume)
-    return Finding("detection", f"Look where {item.name} is missed or made up", text, cases, gain, item.name)
+    what = " or ".join(word for word, count in (("missed", item.num_missed), ("made up", item.num_spurious)) if count)
+    return Finding("detection", f"Look where {item.name} is {what}", text, cases, gain, item.name)
 
 
 def why_low(results: RunResults, item: ClassTally, classes: Sequence[ClassTally]) -> str:
@@ -202,15 +205,15 @@ def why_low(results: RunResults, item: ClassTally, classes: Sequence[ClassTally]
     own = float(np.median(item.reference_mm3))
     if own < SMALL_RATIO * float(np.median(medians)) or _median_voxels(results, item) < SMALL_VOXELS:
         reasons.append(
-            f"it is small (median {_millilitres(own)}, {_median_voxels(results, item):.0f} voxels), so that an error of "
-            "one voxel at its border costs much Dice"
+            f"it is small (median {_millilitres(own)}, {_median_voxels(results, item):.0f} voxels), so that an error "
+            "of one voxel at its border costs much Dice"
         )
     confused = _confused_with(results, item)
     if confused:
         reasons.append(confused)
     surface = _metric_mean(results, item.name, "surface_dice")
     if surface is not None and surface > GOOD_SURFACE:
-        reasons.append(f"most of its surface lies within the tolerance (surface Dice {surface:.2f}): the errors are thin")
+        reasons.append(f"its errors are thin: {surface:.0%} of its surface lies within the tolerance")
     if outliers(item):
         reasons.append(f"{len(outliers(item))} of its cases are far below the others")
     if len(item.dice) > 1 and not reasons:
@@ -281,9 +284,9 @@ def _training(results: RunResults) -> Iterator[Finding]:
     rising = [gain for gain in gains if gain > RISING_DICE]
     if rising and len(rising) * 2 > len(gains):
         text = (
-            f"In {len(rising)} of {len(gains)} trainings the Dice of the held-out patches rose by {np.mean(rising):.3f} "
-            "from the last but one tenth to the last tenth: they had not learned all they could. Give them more time "
-            "(--time-budget or --epochs)."
+            f"In {len(rising)} of {len(gains)} trainings the Dice of held-out patches still rose by "
+            f"{np.mean(rising):.3f} from the last but one tenth to the last: they had not learned all they could. Give "
+            "them more time (--time-budget or --epochs)."
         )
         yield Finding("training", "Train longer", text, (), float(np.mean(rising)))
 

@@ -14,7 +14,7 @@ from autoseg.io.files import write_text
 from autoseg.report.collect import CaseRow, RunResults
 from autoseg.report.overlays import View, views
 from autoseg.report.scene import Scene, read_scene
-from autoseg.report.volumes import CaseVolumes, make_volumes
+from autoseg.report.volumes import make_volumes
 
 log = logging.getLogger("autoseg")
 
@@ -24,6 +24,9 @@ NUM_WORST = 6
 MAX_READ_VOX = 1_000_000_000
 """Voxels of images and label maps that are read for the viewer, worst cases first: about a minute or two of one core.
 Every case of a data set of a few hundred small volumes; of large ones those that matter."""
+
+ELEMENT_BYTES = 1000
+"""Of the marks around a picture, a contour or a volume, rather too much."""
 
 SIDE_FOLDER = "volumes"
 """Beside the page: volumes of the cases that do not fit into it."""
@@ -82,7 +85,7 @@ def make_gallery(results: RunResults, ranked: Sequence[CaseRow], folder: Path, r
     shown: dict[int, Shown] = {}
     embedded: dict[str, str] = {}
     keys: dict[str, str] = {}
-    waiting: list[tuple[str, CaseVolumes]] = []
+    waiting: list[tuple[str, str]] = []
     by_case = _rows_by_case(results)
     num_read = 0
     for place in order:
@@ -98,11 +101,19 @@ def make_gallery(results: RunResults, ranked: Sequence[CaseRow], folder: Path, r
             num_read += prod(scene.full_shape) * (len(scene.image) + 1 + len(scene.predicted))
             key = f"case-{place}"
             keys[row.metrics.case] = key
-            waiting.append((key, make_volumes(row.metrics.case, scene, results.dataset.labels)))
-            if len(shown) == len(ranks):
-                # Pictures go first; what is left of the room is for volumes, in the same order.
-                room_bytes = _place(waiting, embedded, folder / SIDE_FOLDER, room_bytes)
-    _place(waiting, embedded, folder / SIDE_FOLDER, room_bytes)
+            volumes = make_volumes(row.metrics.case, scene, results.dataset.labels)
+            if place in ranks:
+                waiting.append((key, volumes.to_json()))
+            else:
+                _write_beside(folder, key, volumes.to_json())
+    # Pictures went first; what is left of the room is for the volumes of the same cases.
+    for key, text in waiting:
+        room_bytes -= len(text) + ELEMENT_BYTES
+        if room_bytes >= 0:
+            embedded[key] = text
+        else:
+            _write_beside(folder, key, text)
+            room_bytes += len(text) + ELEMENT_BYTES
     return Gallery(tuple(shown[place] for place in sorted(shown)), embedded, keys)
 
 
@@ -112,21 +123,13 @@ def ranks_of(count: int) -> dict[int, str]:
     return ({count // 2: "median", count - 1: "best"} | ranks) if count else {}
 
 
-def _place(waiting: list[tuple[str, CaseVolumes]], embedded: dict[str, str], folder: Path, room_bytes: int) -> int:
-    """Put volumes into the page as long as there is room, else into files; empties the list, returns the room left."""
-    for key, volumes in waiting:
-        text = volumes.to_json()
-        if len(text) <= room_bytes:
-            embedded[key] = text
-            room_bytes -= len(text)
-        else:
-            write_text(folder / f"{key}.js", volumes.to_script(key))
-    waiting.clear()
-    return room_bytes
+def _write_beside(folder: Path, key: str, text: str) -> None:
+    """A script of one line that hands the volumes to the page under their key."""
+    write_text(folder / SIDE_FOLDER / f"{key}.js", f'autosegVolumes("{key}",{text});\n')
 
 
 def _size(view: View) -> int:
-    return len(view.png) + sum(len(one.path) for one in view.contours)
+    return ELEMENT_BYTES * (1 + len(view.contours)) + len(view.png) + sum(len(one.path) for one in view.contours)
 
 
 def _scene(results: RunResults, rows: Sequence[CaseRow]) -> tuple[Scene | None, str]:

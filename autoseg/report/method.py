@@ -20,7 +20,7 @@ _OPTIMISERS = {
     "muon": "Muon (AdamW for parameters that are not kernels)",
 }
 _SCHEMES = {
-    "ct": "clipping to the 0.5 and 99.5 percentiles of the foreground and subtraction of its mean over its standard deviation",
+    "ct": "clipping to the 0.5 and 99.5 percentiles of the foreground and scaling by its mean and standard deviation",
     "zscore": "subtraction of each image's mean and division by its standard deviation",
     "none": "no normalization of intensities",
     "rescale": "rescaling of each image to 0 ... 1",
@@ -56,8 +56,8 @@ REFERENCES = {
         ),
         Reference(
             "3D U-Net",
-            "Çiçek Ö, Abdulkadir A, Lienkamp SS, Brox T, Ronneberger O. 3D U-Net: learning dense volumetric segmentation "
-            "from sparse annotation. MICCAI 2016, LNCS 9901, 424–432.",
+            "Çiçek Ö, Abdulkadir A, Lienkamp SS, Brox T, Ronneberger O. 3D U-Net: learning dense volumetric "
+            "segmentation from sparse annotation. MICCAI 2016, LNCS 9901, 424–432.",
         ),
         Reference(
             "PyTorch",
@@ -65,7 +65,8 @@ REFERENCES = {
         ),
         Reference(
             "MONAI",
-            "Cardoso MJ, et al. MONAI: an open-source framework for deep learning in healthcare. arXiv:2211.02701 (2022).",
+            "Cardoso MJ, et al. MONAI: an open-source framework for deep learning in healthcare. arXiv:2211.02701 "
+            "(2022).",
         ),
         Reference(
             "Metrics Reloaded",
@@ -80,7 +81,9 @@ REFERENCES = {
         Reference(
             "bootstrap", "Efron B, Tibshirani RJ. An introduction to the bootstrap. Chapman & Hall, New York (1993)."
         ),
-        Reference("Wilcoxon", "Wilcoxon F. Individual comparisons by ranking methods. Biometrics Bulletin 1, 80–83 (1945)."),
+        Reference(
+            "Wilcoxon", "Wilcoxon F. Individual comparisons by ranking methods. Biometrics Bulletin 1, 80–83 (1945)."
+        ),
         Reference(
             "temperature",
             "Guo C, Pleiss G, Sun Y, Weinberger KQ. On calibration of modern neural networks. ICML 2017, PMLR 70, "
@@ -158,9 +161,9 @@ def _one_network(name: str, one: Configuration) -> str:
     network = one.network
     return (
         f"The {name} network had {_count(len(network.features_per_stage), 'stage', 'stages')} with "
-        f"{'-'.join(map(str, network.features_per_stage))} channels and saw patches of {_by(network.patch_size)} voxels "
-        f"of images resampled to {_by(one.preprocess.target_spacing)} mm, in batches of {one.training.batch_size}; "
-        f"intensities were prepared by {' and '.join(schemes)}."
+        f"{'-'.join(map(str, network.features_per_stage))} channels and saw patches of {_by(network.patch_size)} "
+        f"voxels of images resampled to {_by(one.preprocess.target_spacing)} mm, in batches of "
+        f"{one.training.batch_size}; intensities were prepared by {' and '.join(schemes)}."
     )
 
 
@@ -183,8 +186,8 @@ def _training(results: RunResults, trained: Sequence[ConfigurationResult], cite:
             f"{item.name} was trained by {optimiser}{marks.get(plan.optimiser, '')} on the sum of Dice loss and "
             f"cross-entropy, with a learning rate that fell from {rate} and random rotation, scaling, noise, blur, "
             f"brightness, contrast, low resolution, gamma and mirroring, in "
-            f"{_count(len(item.folds), 'fold', 'folds')} of {record.steps:,} steps and {minutes:.1f} minutes on average, on "
-            f"{on} in {record.precision} with seed {record.seed}; the peak memory was {memory:.1f} GB."
+            f"{_count(len(item.folds), 'fold', 'folds')} of {record.steps:,} steps and {minutes:.1f} minutes on "
+            f"average, on {on} in {record.precision} with seed {record.seed}; the peak memory was {memory:.1f} GB."
         )
     return " ".join(sentences)
 
@@ -192,11 +195,11 @@ def _training(results: RunResults, trained: Sequence[ConfigurationResult], cite:
 def _evaluation(results: RunResults, tolerance: str, cite: _Cite) -> str:
     summary = results.summary
     text = (
-        "Every case was predicted by models that had not been trained on it; cases of one patient were in one fold. "
-        f"Dice, surface Dice at {tolerance} {cite('surface Dice')}, the 95 % Hausdorff distance and further metrics were "
-        f"computed per case and class on the image's own grid, following {cite('Metrics Reloaded')}: distances are not "
-        "defined where a class is missed, and such cases are counted apart. The mean foreground Dice is the mean over "
-        "classes of the mean over the cases that contain the class."
+        "Every case was predicted by models that had not been trained on it; cases of one patient, where patients are "
+        f"known, were in one fold. Dice, surface Dice at {tolerance} {cite('surface Dice')}, the 95 % Hausdorff "
+        "distance and further metrics were computed per case and class on the image's own grid, following "
+        f"{cite('Metrics Reloaded')}: distances are not defined where a class is missed, and such cases are counted "
+        "apart. The mean foreground Dice is the mean over classes of the mean over the cases that contain the class."
     )
     if summary.statistics is not None:
         one = summary.statistics
@@ -206,7 +209,9 @@ def _evaluation(results: RunResults, tolerance: str, cite: _Cite) -> str:
             f"Wilcoxon signed-rank test {cite('Wilcoxon')} with Holm's adjustment."
         )
     if summary.selection is not None and summary.selection.calibrations:
-        text += f" Probabilities were calibrated by a temperature fitted on the out-of-fold predictions {cite('temperature')}."
+        text += (
+            f" Probabilities were calibrated by temperatures fitted on out-of-fold predictions {cite('temperature')}."
+        )
     text += f" Volumes were compared as proposed by Bland and Altman {cite('Bland-Altman')}."
     return text
 
@@ -220,7 +225,8 @@ def _outcome(results: RunResults) -> Iterator[str]:
     chosen = summary.selection
     whole = best.summary if chosen is None else chosen.final
     name = best.name if chosen is None else chosen.choice
-    between = "" if whole.interval is None else f" (95 % confidence interval {_span(whole.interval.low, whole.interval.high)})"
+    span = whole.interval
+    between = "" if span is None else f" (95 % confidence interval {span.low:.3f}–{span.high:.3f})"
     rules = () if chosen is None else tuple(_rule_in_words(rule) for rule in chosen.recipe.postprocessing)
     afterwards = f", after which {'; '.join(rules)}" if rules else ""
     classes = ", ".join(
@@ -247,7 +253,3 @@ def _count(number: int, one: str, several: str) -> str:
 
 def _by(values: Sequence[float]) -> str:
     return " × ".join(f"{value:.4g}" for value in values)
-
-
-def _span(low: float, high: float) -> str:
-    return f"{low:.3f}–{high:.3f}"

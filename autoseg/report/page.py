@@ -50,7 +50,8 @@ _SCRIPTS = ("page.js", "tables.js", "charts.js", "viewer.js", "start.js")
 _LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 _VIEWER = "niivue.umd.js.gz"
 _VOLUMES_MARK = "<!-- volumes -->"
-_NOTHING = Gallery((), MappingProxyType({}), MappingProxyType({}))
+_NO_GALLERY = Gallery((), MappingProxyType({}), MappingProxyType({"": ""}))
+# Names one case, so that the viewer is there when the room beside it is measured.
 
 
 def write_report(run: RunFolder, planned: Mapping[str, PlannedCost] = NO_COSTS) -> Path:
@@ -69,7 +70,7 @@ def write_report(run: RunFolder, planned: Mapping[str, PlannedCost] = NO_COSTS) 
     write_text(folder / "cases.csv", cases_csv(results))
     write_text(folder / CARD_FILE, model_card(results))
     shutil.rmtree(folder / SIDE_FOLDER, ignore_errors=True)
-    room = MAX_PAGE_BYTES - len(render(results, _NOTHING, planned).encode())
+    room = MAX_PAGE_BYTES - len(render(results, _NO_GALLERY, planned).encode())
     ranked = [row for row in worst_first(rows_of(results, results.summary.best)) if row.metrics.mean_dice is not None]
     gallery = make_gallery(results, ranked, folder, room)
     page = folder / PAGE_FILE
@@ -90,38 +91,44 @@ def render(results: RunResults, gallery: Gallery, planned: Mapping[str, PlannedC
     summary = results.summary
     tolerance = wording.tolerance_in_words(summary.tolerance_mm)
     seconds, peak = total_training(results)
-    page = environment_of_reports().get_template("page.html.j2").render(
-        summary=summary,
-        scored=[item for item in summary.configurations if item.summary is not None],
-        best=_named(summary.configurations, summary.best),
-        selection=summary.selection,
-        dataset=results.dataset,
-        plan=results.plan,
-        names=names,
-        shorts=in_short(results),
-        findings=find(results)[:NUM_SHOWN],
-        first_row={row.metrics.case: index for index, row in reversed(list(enumerate(rows))) if _is_best(results, row)},
-        data_facts=tuple(data_facts(results)),
-        class_presence=class_presence(results),
-        costs=cost_rows(results, planned),
-        provenance=tuple(provenance(results)),
-        total_seconds=seconds,
-        peak_bytes=peak,
-        rows=rows,
-        gallery=gallery,
-        metric_names=METRIC_NAMES,
-        metric_titles=METRIC_TITLES,
-        case_metrics=CASE_METRICS if len(names) <= MAX_CLASSES_IN_FULL else CASE_METRICS[:1],
-        has_class_columns=len(names) <= MAX_CLASSES_IN_TABLE,
-        data=chart_data(results, rows) | {"volumes": dict(gallery.keys)},
-        tolerance=tolerance,
-        method=describe(results, tolerance),
-        # Our own files and the vendored libraries are trusted; everything else is escaped.
-        style=Markup("").join(trusted_part(name) for name in _STYLES),
-        scripts=[trusted_part(name) for name in _SCRIPTS],
-        libraries=[Markup(_vendored(name).decode()) for name in _LIBRARIES],
-        viewer=Markup(base64.b64encode(_vendored(_VIEWER)).decode("ascii")) if gallery.keys else "",
-        volumes_mark=Markup(_VOLUMES_MARK),
+    page = (
+        environment_of_reports()
+        .get_template("page.html.j2")
+        .render(
+            summary=summary,
+            scored=[item for item in summary.configurations if item.summary is not None],
+            best=_named(summary.configurations, summary.best),
+            selection=summary.selection,
+            dataset=results.dataset,
+            plan=results.plan,
+            names=names,
+            shorts=in_short(results),
+            findings=find(results)[:NUM_SHOWN],
+            first_row={
+                row.metrics.case: index for index, row in reversed(list(enumerate(rows))) if _is_best(results, row)
+            },
+            data_facts=tuple(data_facts(results)),
+            class_presence=class_presence(results),
+            costs=cost_rows(results, planned),
+            provenance=tuple(provenance(results)),
+            total_seconds=seconds,
+            peak_bytes=peak,
+            rows=rows,
+            gallery=gallery,
+            defined_metrics=_defined_metrics(summary.configurations),
+            metric_titles=METRIC_TITLES,
+            case_metrics=CASE_METRICS if len(names) <= MAX_CLASSES_IN_FULL else CASE_METRICS[:1],
+            has_class_columns=len(names) <= MAX_CLASSES_IN_TABLE,
+            data=chart_data(results, rows) | {"volumes": dict(gallery.keys)},
+            tolerance=tolerance,
+            method=describe(results, tolerance),
+            # Our own files and the vendored libraries are trusted; everything else is escaped.
+            style=Markup("").join(trusted_part(name) for name in _STYLES),
+            scripts=[trusted_part(name) for name in _SCRIPTS],
+            libraries=[Markup(_vendored(name).decode()) for name in _LIBRARIES],
+            viewer=Markup(base64.b64encode(_vendored(_VIEWER)).decode("ascii")) if gallery.keys else "",
+            volumes_mark=Markup(_VOLUMES_MARK),
+        )
     )
     # Not through the template: megabytes of base64 that need no escaping.
     volumes = (f'<script type="application/json" id="volumes-{key}">{text}</script>' for key, text in _items(gallery))
@@ -153,6 +160,13 @@ def worst_first(rows: Sequence[CaseRow]) -> tuple[CaseRow, ...]:
         return (np.inf if mean is None else mean, row.metrics.case, row.configuration)
 
     return tuple(sorted(rows, key=key))
+
+
+def _defined_metrics(configurations: Sequence[ConfigurationResult]) -> tuple[str, ...]:
+    """The metrics that any class of any configuration has; folds that were scored long ago lack the newer ones."""
+    summaries = [item.summary for item in configurations if item.summary is not None]
+    found = {one.metric for summary in summaries for row in summary.classes for one in row.metrics if one.num_defined}
+    return tuple(name for name in METRIC_NAMES if name in found)
 
 
 def _is_best(results: RunResults, row: CaseRow) -> bool:

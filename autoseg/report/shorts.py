@@ -1,15 +1,17 @@
-"""Short answers to what everybody asks first: which configuration, which class is worst, which cases, how much memory."""
+"""Short answers to first questions: which configuration, which class is worst and why, which cases, what memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from autoseg.report.collect import CaseRow, RunResults
 from autoseg.report.facts import total_training
 from autoseg.report.findings import why_low
 from autoseg.report.tally import rows_of, tally
-from autoseg.report.wording import gigabytes
+from autoseg.report.wording import gigabytes, times
 
 NUM_CASES = 3
 
@@ -29,6 +31,7 @@ def in_short(results: RunResults) -> tuple[Short, ...]:
 
 
 def _answers(results: RunResults) -> Iterator[Short]:
+    yield _data(results)
     yield from _which_configuration(results)
     rows = rows_of(results, results.summary.best)
     classes = [item for item in tally(rows, results.plan.labels.names) if item.num_present]
@@ -48,6 +51,23 @@ def _answers(results: RunResults) -> Iterator[Short]:
             "How much memory and time?",
             f"Training took at most {gigabytes(peak)} GB; all folds together trained for {minutes}.",
         )
+
+
+def _data(results: RunResults) -> Short:
+    """Data set and plan in a sentence each."""
+    fingerprint, plan = results.fingerprint, results.plan
+    shape, spacing = (np.median(np.array(rows), axis=0) for rows in (fingerprint.shapes, fingerprint.spacings_mm))
+    networks = "; ".join(
+        f"{name} sees patches of {times(one.network.patch_size)} voxels at {times(one.preprocess.target_spacing)} mm, "
+        f"{one.training.batch_size} at a time"
+        for name, one in plan.configurations.items()
+    )
+    channels = ", ".join(channel.name for channel in results.dataset.channels)
+    return Short(
+        "What are the data and the plan?",
+        f"{len(results.dataset.cases)} images ({channels}), median {times(shape)} voxels of {times(spacing)} mm "
+        f"(Z × Y × X). {networks}. Why: see the plan below.",
+    )
 
 
 def _ids(rows: Sequence[CaseRow]) -> tuple[str, ...]:

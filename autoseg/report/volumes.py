@@ -43,6 +43,8 @@ class CaseVolumes:
         images: By channel, in order.
         reference: The classes by number, from 1 in the order of the schema.
         predictions: By configuration: "prediction", "error", and "uncertainty" where there is one.
+        focus: By configuration, the place to look at first: where the three slices with most wrong voxels cross, as
+            parts of the volume's sides.
         is_reduced: Whether voxels were joined.
         is_flat: Whether it is a picture.
     """
@@ -51,6 +53,7 @@ class CaseVolumes:
     images: Mapping[str, str]
     reference: str
     predictions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    focus: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     is_reduced: bool = False
     is_flat: bool = False
 
@@ -61,14 +64,11 @@ class CaseVolumes:
             "images": dict(self.images),
             "reference": self.reference,
             "predictions": {name: dict(layers) for name, layers in self.predictions.items()},
+            "focus": {name: list(place) for name, place in self.focus.items()},
             "reduced": self.is_reduced,
             "flat": self.is_flat,
         }
         return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
-
-    def to_script(self, key: str) -> str:
-        """A side file: hands the volumes over under their key."""
-        return f"autosegVolumes({json.dumps(key)},{self.to_json()});\n"
 
 
 def make_volumes(case: str, scene: Scene, schema: LabelSchema) -> CaseVolumes:
@@ -84,6 +84,7 @@ def make_volumes(case: str, scene: Scene, schema: LabelSchema) -> CaseVolumes:
         predictions={
             name: _layers(item, reference, step, affine, table, schema) for name, item in scene.predicted.items()
         },
+        focus={name: _focus(scene, item) for name, item in scene.predicted.items()},
         is_reduced=any(size > 1 for size in step),
         is_flat=scene.is_2d,
     )
@@ -105,6 +106,17 @@ def _layers(
     if predicted.uncertainty is not None:
         layers["uncertainty"] = _encode_values(_means(predicted.uncertainty, step), affine, (0.0, 100.0))
     return layers
+
+
+def _focus(scene: Scene, predicted: Predicted) -> tuple[float, ...]:
+    """The middle of the reference where nothing is wrong, else the slice with most wrong voxels along each axis."""
+    mask = predicted.wrong if predicted.wrong.any() else scene.reference > 0
+    parts = []
+    for axis, size in enumerate(mask.shape):
+        counts = np.count_nonzero(mask, axis=tuple(other for other in range(mask.ndim) if other != axis))
+        place = int(np.argmax(counts)) if counts.any() else size // 2
+        parts.append(round((place + 0.5) / size, 4))
+    return (parts[0], 1 - parts[1], parts[2]) if scene.is_2d else tuple(parts)
 
 
 def error_map(

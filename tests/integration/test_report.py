@@ -20,6 +20,7 @@ from autoseg.io.run_folder import RunFolder
 from autoseg.report.collect import ReportSummary, collect
 from autoseg.report.overlays import views
 from autoseg.report.page import worst_first, write_report
+from autoseg.report.scene import read_scene
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_the_page_asks_the_network_for_nothing(page: str) -> None:
     parser = Links()
     parser.feed(page)
     outside = [link for link in parser.found if not link.startswith(("#", "data:image/png;base64,"))]
-    assert set(outside) == {"cases.csv", "summary.json"}
+    assert set(outside) == {"cases.csv", "summary.json", "model_card.md", "data:,"}
     assert "default-src 'none'" in page
     assert len(page) < 5_000_000
 
@@ -81,11 +82,13 @@ def test_names_from_the_data_set_are_escaped(page: str) -> None:
 
 
 def test_charts_have_their_data(page: str) -> None:
-    text = re.search(r'id="chart-data">(.*?)</script>', page, re.DOTALL)
+    text = re.search(r'id="report-data">(.*?)</script>', page, re.DOTALL)
     data = json.loads(text.group(1))
     assert len(data["epochs"]) == 2 * 2 * 12
-    assert len(data["points"]) == 2 * (6 + 5)
-    assert f'id="row-{data["points"][0]["row"]}"' in page
+    assert len(data["rows"]) == 2 * 6
+    presence = [item[0] for row in data["rows"] for item in row["classes"]]
+    assert (presence.count("both"), presence.count("spurious")) == (2 * (6 + 5), 2)
+    assert [f'id="row-{index}"' in page for index in range(13)] == [True] * 12 + [False]
 
 
 def test_the_worst_case_comes_first(run: RunFolder, page: str) -> None:
@@ -151,7 +154,8 @@ def test_the_slice_with_most_errors_is_shown(run: RunFolder) -> None:
     results = collect(run)
     row = worst_first(results.cases)[0]
     dataset = results.dataset
-    found = views(row, dataset.case(row.metrics.case), SCHEMA, 1)
+    scene = read_scene(dataset.case(row.metrics.case), [row], SCHEMA, ["MRI"])
+    found = views(scene, row.configuration, SCHEMA)
     assert [view.plane for view in found] == ["axial", "coronal", "sagittal"]
     geometry = Geometry(SHAPE, AFFINE)
     maps = [

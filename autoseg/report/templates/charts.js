@@ -28,8 +28,10 @@
     const values = taken.map((point) => point[metric]);
     const isPart = !metric.includes("_mm") && metric !== "relative_volume_error";
     const domain = isPart ? [Math.min(0.9, ...values), 1] : [Math.min(0, ...values), Math.max(...values, 0)];
+    const many = taken.length / Math.max(1, data.classes.length) > 60;
     put("chart-metric", {
       height: 60 + Math.max(1, data.classes.length) * (data.classes.length > 12 ? 48 : 84),
+      y: { domain: [0, 1], axis: null },
       marginLeft: Math.min(width > 600 ? 190 : 110, 24 + 7 * longest),
       marginRight: 20,
       x: { label: data.titles[metric], grid: true, domain, nice: true, ticks: width > 600 ? undefined : 4 },
@@ -38,10 +40,12 @@
       marks: [
         Plot.frame({ strokeOpacity: 0.15 }),
         Plot.boxX(taken, { ...facets, x: metric, fillOpacity: 0.15, r: 0 }),
-        Plot.dot(taken, Plot.dodgeY("middle", {
-          ...facets, x: metric, r: 3, fill: "var(--accent)", fillOpacity: 0.7, href: link, tip: true,
+        // Beside each other by a fixed pattern, so that equal cases can be told apart and each stays where it is.
+        Plot.dot(taken, {
+          ...facets, x: metric, y: (point, place) => 0.2 + 0.6 * ((place * 0.618034) % 1), r: many ? 2.2 : 3.2,
+          fill: "var(--accent)", fillOpacity: many ? 0.55 : 0.75, href: link, tip: true,
           title: (point) => `${point.case}\n${point.class}: ${data.titles[metric]} ${number(point[metric], report.digits(metric))}\n${point.configuration}, fold ${point.fold}`,
-        })),
+        }),
       ],
     });
   }
@@ -49,6 +53,8 @@
   function unitOf(volumes) {
     return Math.max(...volumes) > 1e4 ? ["ml", 1000] : ["mm³", 1];
   }
+
+  const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toPrecision(3)}`;
 
   // Bland and Altman: difference against mean, with bias and limits of agreement.
   function agreementChart() {
@@ -65,7 +71,7 @@
       const difference = (point) => (point.prediction - point.reference) / size;
       const rule = (value, label, dashed) => [
         Plot.ruleY([value / size], { stroke: "currentColor", strokeOpacity: 0.7, strokeDasharray: dashed ? "4 3" : null }),
-        Plot.text([value / size], { y: (item) => item, frameAnchor: "right", dy: -7, text: () => `${label} ${(value / size).toPrecision(3)}`, fill: "currentColor" }),
+        Plot.text([value / size], { y: (item) => item, frameAnchor: "right", dy: -7, text: () => `${label}: ${signed(value / size)}`, textAnchor: "end", dx: -4, fill: "currentColor", stroke: "var(--back)", strokeWidth: 4 }),
       ];
       const chart = Plot.plot({
         width: Math.floor(width / columns) - 12, height: 260, marginLeft: 58, marginBottom: 42, marginTop: 24,

@@ -9,7 +9,7 @@
   const CLASS_COLOURS = ["#35c4ff", "#ff8f1f", "#6fe06f", "#ff6fae", "#ffe14d", "#b48cff", "#3fe0cf", "#ff6b5e", "#c3d94a", "#e6a8ff"];
   const ERRORS = [["missed", "#ff4d4d"], ["added", "#ffd23f"], ["another class", "#b48cff"]];
   const LAYERS = ["reference", "prediction", "error", "uncertainty"];
-  const wanted = { prediction: true, reference: false, error: false, uncertainty: false, image: null, mode: "MULTIPLANAR" };
+  const wanted = { prediction: true, reference: false, error: true, uncertainty: false, image: null, mode: "MULTIPLANAR" };
   const arrived = new Map();
   let current = null;
   let shown = null;
@@ -71,8 +71,8 @@
     canvas.setAttribute("aria-label", "Viewer of the volumes of one case. Arrow keys and page keys move the cross-hair.");
     stage.replaceChildren(canvas);
     const made = new module.Niivue({
-      backColor: [0, 0, 0, 1], crosshairColor: [0.45, 0.72, 1, 0.8], crosshairWidth: 0.5, show3Dcrosshair: true, dragAndDropEnabled: false,
-      isRadiologicalConvention: true, logLevel: "error", loadingText: "", showLegend: false, multiplanarForceRender: true, tileMargin: 4,
+      backColor: [0, 0, 0, 1], crosshairColor: [0.45, 0.72, 1, 0.8], crosshairWidth: 0.2, show3Dcrosshair: false, dragAndDropEnabled: false,
+      isRadiologicalConvention: true, sagittalNoseLeft: true, logLevel: "error", loadingText: "", showLegend: false, multiplanarShowRender: module.SHOW_RENDER.NEVER,
     });
     await made.attachToCanvas(canvas);
     return made;
@@ -103,6 +103,7 @@
     viewer.volumes.slice().reverse().forEach((old) => viewer.removeVolume(old));
     made.forEach((item) => viewer.addVolume(item));
     viewer.setRadiologicalConvention(!volumes.flat);
+    if (volumes.focus[row.configuration]) viewer.scene.crosshairPos = volumes.focus[row.configuration];
     shown = { names, images, flat: volumes.flat };
     offer();
     apply();
@@ -137,16 +138,16 @@
   }
 
   function tell(row) {
-    const best = data.metrics.filter((metric) => row.classes.some((item) => item[metric] !== null && item[metric] !== undefined));
+    const defined = data.metrics.filter((metric) => row.classes.some((item) => item[metric] !== null && item[metric] !== undefined));
     const head = element("tr", {}, element("th", { scope: "col" }, "Class"), element("th", { scope: "col" }, "In"),
-      ...best.map((metric) => element("th", { scope: "col", className: "num" }, data.titles[metric])),
+      ...defined.map((metric) => element("th", { scope: "col", className: "num" }, data.titles[metric])),
       element("th", { scope: "col", className: "num" }, "Reference (ml)"), element("th", { scope: "col", className: "num" }, "Prediction (ml)"));
     const lines = row.classes.map((item, place) => {
       const swatch = element("span", { className: "swatch" });
       swatch.style.background = classColour(place);
       const alert = item.presence === "missed" || item.presence === "spurious" ? "alert" : "";
       return element("tr", {}, element("th", { scope: "row" }, swatch, item.name), element("td", { className: alert }, { both: "both", missed: "reference only", spurious: "prediction only", absent: "neither", unannotated: "not annotated" }[item.presence]),
-        ...best.map((metric) => element("td", { className: "num" }, number(item[metric], digits(metric)))),
+        ...defined.map((metric) => element("td", { className: "num" }, number(item[metric], digits(metric)))),
         element("td", { className: "num" }, (item.reference / 1000).toPrecision(3)), element("td", { className: "num" }, (item.prediction / 1000).toPrecision(3)));
     });
     figures.replaceChildren(
