@@ -42,10 +42,8 @@ class Opened:
 
     def rows(self) -> list[list[str]]:
         """Texts of the rows of the table of cases that are to be seen, in their order."""
-        found: list[list[str]] = self.page.eval_on_selector_all(
-            "#case-table tbody tr",
-            "rows => rows.filter(r => !r.hidden).map(r => [...r.cells].map(c => c.innerText.trim()))",
-        )
+        texts = "rows => rows.filter(r => !r.hidden).map(r => [...r.cells].map(c => c.innerText.trim()))"
+        found: list[list[str]] = self.page.eval_on_selector_all("#case-table tbody tr", texts)
         return found
 
 
@@ -53,9 +51,8 @@ def open_page(browser: Any, path: Path, **options: Any) -> Opened:
     context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True, **options)
     opened = Opened(context.new_page())
     opened.page.set_default_timeout(SLOW_MS)
-    opened.page.on(
-        "console", lambda line: opened.troubles.append(line.text) if line.type in ("error", "warning") else None
-    )
+    troubles = opened.troubles
+    opened.page.on("console", lambda line: troubles.append(line.text) if line.type in ("error", "warning") else None)
     opened.page.on("pageerror", lambda error: opened.troubles.append(str(error)))
     opened.page.on("request", lambda request: opened.requests.append(request.url))
     opened.page.goto(path.as_uri())
@@ -74,13 +71,20 @@ def picture(opened: Opened, selector: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"), np.int16)
 
 
+def case_in(side_file: Path) -> str:
+    """The case whose volumes a side file holds."""
+    content: dict[str, Any] = json.loads(side_file.read_text("utf-8").split(",", 1)[1].rsplit(")", 1)[0])
+    return str(content["case"])
+
+
 def wait_for_viewer(opened: Opened, case: str) -> None:
-    opened.page.wait_for_function(f"document.getElementById('viewer-note').textContent.startsWith('{case},')")
+    opened.page.locator("#viewer-note").filter(has_text=f"{case}, ").wait_for()
 
 
 def test_it_opens_without_errors_and_asks_for_nothing(opened: Opened, page_file: Path) -> None:
     assert opened.page.title() == "Balls <b>& noise</b> – autoseg report"
-    assert opened.page.locator("#chart-metric circle").count() == 2 * (NUM_CASES + NUM_CASES - 1)
+    # A dot for each of two configurations and each case with each class; one case lacks the second class.
+    assert opened.page.locator("#chart-metric a circle").count() == 2 * (NUM_CASES + NUM_CASES - 1)
     assert opened.page.locator(".charts svg, .chart svg").count() >= 5
     opened.page.click(f"#cases a:text-is('{BAD_CASE}') >> nth=0")
     wait_for_viewer(opened, BAD_CASE)
@@ -99,10 +103,8 @@ def test_the_table_sorts_both_ways_by_value(opened: Opened) -> None:
     assert names == sorted(names)
     assert opened.page.get_attribute("#case-table th:nth-child(1)", "aria-sort") == "ascending"
     # HD95 of a false alarm is not defined: it is last, whichever way.
-    column = 1 + opened.page.eval_on_selector_all(
-        "#case-table thead th",
-        "heads => heads.findIndex(h => h.innerText.includes('HD95') && h.innerText.includes('Posterior'))",
-    )
+    heads = opened.page.locator("#case-table thead th").all_inner_texts()
+    column = 1 + next(place for place, text in enumerate(heads) if "HD95" in text and "Posterior" in text)
     for _ in range(2):
         opened.page.click(f"#case-table th:nth-child({column}) button")
         assert opened.rows()[-1][column - 1] == "–"
@@ -137,10 +139,9 @@ def test_filters_narrow_the_table_and_the_downloads(opened: Opened) -> None:
 
 
 def test_a_click_on_a_dot_shows_its_case(opened: Opened) -> None:
-    dot = (
-        opened.page.locator("#chart-metric a").filter(has_text="case_05\nPosterior").filter(has_text="3d_fullres").first
-    )
-    row = dot.get_attribute("href")
+    found = opened.page.locator("#case-table tbody tr").filter(has_text="case_05").filter(has_text="3d_fullres")
+    row = "#" + found.get_attribute("id")
+    dot = opened.page.locator(f"#chart-metric a[*|href='{row}']").nth(1)
     dot.click()
     wait_for_viewer(opened, "case_05")
     assert opened.page.inner_text("#case-title").startswith("case_05")
@@ -184,7 +185,7 @@ def test_the_viewer_draws_image_labels_and_errors(opened: Opened) -> None:
 def test_volumes_beside_the_page_are_read_from_a_disk(opened: Opened, page_file: Path) -> None:
     beside = sorted((page_file.parent / SIDE_FOLDER).glob("*.js"))
     assert beside
-    case = json.loads(beside[0].read_text().split(",", 1)[1].rsplit(")", 1)[0])["case"]
+    case = case_in(beside[0])
     assert opened.page.locator(f"#volumes-{beside[0].stem}").count() == 0
     opened.page.click(f"#cases a:text-is('{case}') >> nth=0")
     wait_for_viewer(opened, case)
@@ -195,9 +196,7 @@ def test_volumes_beside_the_page_are_read_from_a_disk(opened: Opened, page_file:
 def test_a_side_file_that_is_gone_is_told(browser: Any, page_file: Path, tmp_path: Path) -> None:
     alone = tmp_path / "index.html"
     alone.write_bytes(page_file.read_bytes())
-    case = json.loads(
-        sorted((page_file.parent / SIDE_FOLDER).glob("*.js"))[0].read_text().split(",", 1)[1].rsplit(")", 1)[0]
-    )["case"]
+    case = case_in(next((page_file.parent / SIDE_FOLDER).glob("*.js")))
     opened = open_page(browser, alone)
     opened.page.click(f"#cases a:text-is('{case}') >> nth=0")
     opened.page.wait_for_selector("#stage p:has-text('is not beside this page')")
@@ -212,24 +211,11 @@ def test_the_print_view_is_whole(opened: Opened) -> None:
     assert opened.page.locator("#case-table tbody tr:visible").count() == 2 * NUM_CASES
     assert opened.page.locator("nav, .tools, #viewer").filter(visible=True).count() == 0
     assert opened.page.locator("details:not([open])").count() == 0
-    for section in (
-        "short",
-        "classes",
-        "configurations",
-        "cases",
-        "pictures",
-        "agreement",
-        "training",
-        "data",
-        "plan",
-        "method",
-    ):
+    sections = "short classes configurations cases pictures agreement training data plan method"
+    for section in sections.split():
         assert opened.page.locator(f"#{section} > h2").is_visible(), section
-    cut = opened.page.eval_on_selector_all(
-        ".scroll",
-        "boxes => boxes.filter(b => getComputedStyle(b).overflowY !== 'visible' && b.scrollHeight > b.clientHeight + 1).length",
-    )
-    assert cut == 0
+    scrolls = "boxes => boxes.filter(b => getComputedStyle(b).overflowY !== 'visible').length"
+    assert opened.page.eval_on_selector_all(".scroll", scrolls) == 0
     assert opened.page.pdf(format="A4")[:5] == b"%PDF-"
     opened.page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert opened.page.locator("details[open]").count() == 0
@@ -262,11 +248,9 @@ def test_it_can_be_used_by_keyboard(opened: Opened) -> None:
     wait_for_viewer(opened, opened.rows()[2][0])
     # Hundreds of dots are not in the way of the Tab key, and every control has a name.
     assert opened.page.locator("#chart-metric a:not([tabindex='-1'])").count() == 0
-    nameless = opened.page.eval_on_selector_all(
-        "button, input, select, canvas, svg[role=img]",
-        "items => items.filter(i => !(i.innerText || i.getAttribute('aria-label') || i.labels?.length)).map(i => i.outerHTML)",
-    )
-    assert nameless == []
+    has_no_name = "i => !(i.innerText || i.getAttribute('aria-label') || i.labels?.length)"
+    nameless = f"items => items.filter({has_no_name}).map(i => i.outerHTML)"
+    assert opened.page.eval_on_selector_all("button, input, select, canvas, svg[role=img]", nameless) == []
 
 
 def test_numbers_are_there_without_scripts(browser: Any, page_file: Path) -> None:

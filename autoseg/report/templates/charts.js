@@ -5,14 +5,20 @@
   const longest = Math.max(4, ...data.classes.map((name) => name.length));
   let width = 600;
 
+  // One picture for screen readers, which find the figures in the tables. Dots are links to cases; the table of cases
+  // has the same links for the keyboard.
+  function asPicture(chart) {
+    [chart, ...chart.querySelectorAll("svg")].filter((item) => item.ariaLabel).forEach((item) => item.setAttribute("role", "img"));
+    chart.querySelectorAll("a").forEach((item) => item.setAttribute("tabindex", "-1"));
+    return chart;
+  }
+
   function put(id, options) {
     const place = document.getElementById(id);
     if (!place) return null;
     const label = place.dataset.label;
     const chart = Plot.plot({ width, marginBottom: 42, style: { fontSize: "12px", background: "transparent" }, ariaLabel: label, ...options });
-    // Dots are links to cases; the table of cases has the same links for the keyboard.
-    chart.querySelectorAll("a").forEach((link) => link.setAttribute("tabindex", "-1"));
-    place.replaceChildren(chart);
+    place.replaceChildren(asPicture(chart));
     return chart;
   }
 
@@ -87,8 +93,7 @@
           }),
         ],
       });
-      chart.querySelectorAll("a").forEach((item) => item.setAttribute("tabindex", "-1"));
-      return element("figure", { className: "small" }, element("figcaption", {}, name), chart);
+      return element("figure", { className: "small" }, element("figcaption", {}, name), asPicture(chart));
     }));
   }
 

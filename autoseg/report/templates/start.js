@@ -24,12 +24,13 @@
   });
 
   // On paper everything is open.
-  let opened = [];
+  const opened = [];
   addEventListener("beforeprint", () => {
-    opened = [...document.querySelectorAll("details:not([open])")];
-    opened.forEach((item) => { item.open = true; });
+    const closed = [...document.querySelectorAll("details:not([open])")];
+    closed.forEach((item) => { item.open = true; });
+    opened.push(...closed);
   });
-  addEventListener("afterprint", () => opened.forEach((item) => { item.open = false; }));
+  addEventListener("afterprint", () => opened.splice(0).forEach((item) => { item.open = false; }));
 
   follow();
 })();
