@@ -141,7 +141,7 @@ def _labels(results: RunResults, classes: Sequence[ClassTally]) -> Iterator[Find
 
 def _outlying_everywhere(results: RunResults, cases: Sequence[str]) -> tuple[str, ...]:
     """Those of the cases that stand out in every configuration that predicted them; () with one configuration."""
-    scored = [item.name for item in results.summary.configurations if item.summary is not None]
+    scored = [item.name for item in results.summary.configurations if item.summary is not None and item.folds]
     if len(scored) < 2:
         return ()
     standing_out = []

@@ -11,7 +11,7 @@ from autoseg.report.collect import CaseRow, RunResults
 from autoseg.report.facts import total_training
 from autoseg.report.findings import why_low
 from autoseg.report.tally import rows_of, tally
-from autoseg.report.wording import gigabytes, times
+from autoseg.report.wording import gigabytes, number, times
 
 NUM_CASES = 3
 
@@ -79,7 +79,12 @@ def _which_configuration(results: RunResults) -> Iterator[Short]:
     question = "Which configuration to use?"
     selection = results.summary.selection
     if selection is not None:
-        answer = f"{selection.choice}: {selection.reason} `autoseg predict RUN` uses it, with its post-processing."
+        reached, afterwards = (one.mean_foreground_dice for one in (selection.chosen, selection.final))
+        rules = f", {number(afterwards)} with its post-processing" if selection.recipe.postprocessing else ""
+        answer = (
+            f"{selection.choice}: {selection.reason}. Its mean foreground Dice is {number(reached)}{rules}; autoseg "
+            "predict uses it without being told."
+        )
         yield Short(question, answer)
         return
     scored = {

@@ -7,7 +7,7 @@
   const [choice, figures, stage, note, layers, modes, opacity] =
     ["case-choice", "case-figures", "stage", "viewer-note", "layers", "modes", "opacity"].map((id) => document.getElementById(id));
   const CLASS_COLOURS = ["#35c4ff", "#ff8f1f", "#6fe06f", "#ff6fae", "#ffe14d", "#b48cff", "#3fe0cf", "#ff6b5e", "#c3d94a", "#e6a8ff"];
-  const ERRORS = [["missed", "#ff4d4d"], ["added", "#ffd23f"], ["another class", "#b48cff"]];
+  const ERRORS = [["missed", "#e60026"], ["added", "#ffffff"], ["another class", "#ff00ff"]];
   const LAYERS = ["reference", "prediction", "error", "uncertainty"];
   const wanted = { prediction: true, reference: false, error: true, uncertainty: false, image: null, mode: "MULTIPLANAR" };
   const arrived = new Map();
@@ -133,7 +133,9 @@
     viewer.setSliceType(viewer[`sliceType${mode[0]}${mode.slice(1).toLowerCase()}`]);
     // In 3D the image would hide what lies inside it.
     viewer.setOpacity(0, mode === "RENDER" ? 0.02 : 1);
-    shown.names.forEach((name, place) => viewer.setOpacity(place + 1, wanted[name] ? Number(opacity.value) : 0));
+    // Errors cover what lies below, so that their colours stay what the legend says.
+    const strength = Number(opacity.value);
+    shown.names.forEach((name, place) => viewer.setOpacity(place + 1, !wanted[name] ? 0 : name === "error" ? Math.min(1, 2 * strength) : strength));
     viewer.drawScene();
   }
 
