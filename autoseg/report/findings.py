@@ -27,6 +27,13 @@ Source: Leys et al. 2013, J. Exp. Soc. Psychol. 49:764 for the deviation; the li
 
 MAD_TO_STD = 1.4826
 
+MIN_CONFIDENCES = 5
+MIN_SURE_ERRORS = 0.1
+"""A case is surely wrong whose part of confident errors stands out likewise, and is at least this."""
+
+MIN_LABEL_GAIN = 0.02
+"""What a surely wrong case is worth in the order of findings: a wrong label also teaches."""
+
 RARE_CASES = 10
 RARE_FRACTION = 0.1
 """A class is rare in fewer cases than this, or in a smaller part of them."""
@@ -110,7 +117,34 @@ def outliers(item: ClassTally) -> tuple[int, ...]:
 
 
 def _labels(results: RunResults, classes: Sequence[ClassTally]) -> Iterator[Finding]:
-    """Cases far below the others: suspect labels or unusual images."""
+    """Cases far below the others, or confidently different from their reference: suspect labels or unusual images."""
+    worst, gain = _far_below(classes)
+    order = sorted(worst, key=lambda case: worst[case])
+    sure = _surely_wrong(results)
+    everywhere = () if sure else _outlying_everywhere(results, order)
+    texts = []
+    if order:
+        told = _listed([worst[case][1] for case in order], "; ")
+        texts.append(f"Far below the others: {told}. Look whether the label, the image or the prediction is wrong.")
+    if sure:
+        texts.append(
+            f"The models are sure of {_listed(sure)} and yet disagree with the reference: there the label is the first "
+            "suspect."
+        )
+    if everywhere:
+        texts.append(
+            f"Every configuration disagrees with the reference in {_listed(everywhere)}: there the label is the first "
+            "suspect."
+        )
+    cases = tuple(dict.fromkeys((*sure, *everywhere, *order)))
+    if cases:
+        number = "one case" if len(cases) == 1 else f"{len(cases)} cases"
+        gain = max(gain, MIN_LABEL_GAIN if sure else 0.0)
+        yield Finding("labels", f"Check the labels of {number}", " ".join(texts), cases, gain)
+
+
+def _far_below(classes: Sequence[ClassTally]) -> tuple[dict[str, tuple[float, str]], float]:
+    """Cases far below the others of a class, with how far and in words; and what is lost by them."""
     worst: dict[str, tuple[float, str]] = {}
     gain = 0.0
     for item in classes:
@@ -122,21 +156,21 @@ def _labels(results: RunResults, classes: Sequence[ClassTally]) -> Iterator[Find
             gain += (middle - dice) / item.num_present / len(classes)
             told = f"{case} ({item.name} {dice:.2f}, median {middle:.2f})"
             worst[case] = min(worst.get(case, (2.0, "")), (dice - middle, told))
-    if not worst:
-        return
-    order = sorted(worst, key=lambda case: worst[case])
-    everywhere = _outlying_everywhere(results, order)
-    told = "; ".join(worst[case][1] for case in order[:MAX_NAMED])
-    more = f" and {len(order) - MAX_NAMED} more" if len(order) > MAX_NAMED else ""
-    text = f"Far below the others: {told}{more}. Look whether the label, the image or the prediction is wrong."
-    if everywhere:
-        one = "it" if len(everywhere) == 1 else "them"
-        text += (
-            f" Every configuration disagrees with the reference in {_listed(everywhere)}: there the label is the "
-            f"first suspect, so check {one} first."
-        )
-    number = "one case" if len(order) == 1 else f"{len(order)} cases"
-    yield Finding("labels", f"Check the labels of {number}", text, tuple(order), gain)
+    return worst, gain
+
+
+def _surely_wrong(results: RunResults) -> tuple[str, ...]:
+    """Cases in which voxels of high confidence disagree with the reference far more often than elsewhere."""
+    selection = results.summary.selection
+    found = () if selection is None else selection.confidences
+    known = {item.case: item.sure_errors_fraction for item in found if item.sure_errors_fraction is not None}
+    if len(known) < MIN_CONFIDENCES:
+        return ()
+    parts = np.array(list(known.values()), np.float64)
+    middle = float(np.median(parts))
+    spread = max(MIN_OUTLIER_STD, MAD_TO_STD * float(np.median(np.abs(parts - middle))))
+    limit = max(MIN_SURE_ERRORS, middle + OUTLIER_STDS * spread)
+    return tuple(sorted((case for case in known if known[case] > limit), key=lambda case: (-known[case], case)))
 
 
 def _outlying_everywhere(results: RunResults, cases: Sequence[str]) -> tuple[str, ...]:
@@ -315,8 +349,8 @@ def _folds(results: RunResults) -> Iterator[Finding]:
     yield Finding("folds", "Train the remaining folds", text, (), MISSING_FOLDS_GAIN * part)
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:MAX_NAMED])
+def _listed(names: Sequence[str], joint: str = ", ") -> str:
+    shown = joint.join(names[:MAX_NAMED])
     return f"{shown} and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else shown
 
 
