@@ -35,7 +35,7 @@ FROZEN = {
     "predict": PREDICTING
     | {"--dicom-seg", "--probabilities", "--uncertainty", "--statistics", "--side-files", "--shard", "--restart"},
     "evaluate": {"--json"},
-    "report": {"--json"},
+    "report": {"--json", "--select"},
     "run": TRAINING | PLANNING,
     "import nnunet": {"--out", "--checkpoint"},
     "export": {"--out", "--format", "--config", "--fold"},

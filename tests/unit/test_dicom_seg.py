@@ -242,7 +242,7 @@ def test_predict_takes_a_series_and_writes_nifti_and_segmentation(tmp_path: Path
     assert isinstance(result.exception, DatasetError)
     assert "1 slice is missing" in result.exception.problems[0]
     assert result.stdout.split() == [str(out / "head.nii.gz"), str(out / "head.seg.dcm")]
-    assert sorted(item.name for item in out.iterdir()) == ["head.nii.gz", "head.seg.dcm"]
+    assert sorted(item.name for item in out.iterdir()) == [".autoseg", "head.nii.gz", "head.seg.dcm"]
     image = nib.load(out / "head.nii.gz")
     labels = np.asarray(image.dataobj)
     assert len(np.unique(labels)) > 1  # otherwise there is nothing to compare

@@ -1,13 +1,13 @@
 """One step back after the other when memory runs out; nothing that is finished is done again."""
 
 import logging
-from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from autoseg.inference.export import Finished, _finished, _winning_classes
+from autoseg.domain.dataset import LabelClass, LabelSchema
+from autoseg.inference.export import Finished, _decide, _finished
 from autoseg.inference.ladder import Ladder, if_it_fits
 from autoseg.inference.sliding_window import make_grid, stream_logits, stream_slabs
 from autoseg.inference.sums import Sums
@@ -16,6 +16,7 @@ from autoseg.preprocessing.resample import SlabResampler, grid_change
 SHAPE = (8, 8, 20)
 GRID = make_grid(SHAPE, (4, 4, 4), 0.5)
 IMAGE = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0))
+THREE_CLASSES = LabelSchema(classes=(LabelClass(name="a", values=(1,)), LabelClass(name="b", values=(2,))))
 DONE = {"sigma_fraction": 0.125}
 
 
@@ -156,11 +157,11 @@ def test_resampling_that_runs_out_of_memory_half_way_is_done_again_on_the_host(f
         for number, rows in enumerate(torch.split(logits, 2, dim=1)):
             to_come = [number in failing]
 
-            def decide(some: Sequence[SlabResampler], rows: Tensor, to_come: list[bool] = to_come) -> Finished:
+            def decide(rows: Tensor, to_come: list[bool] = to_come) -> Finished:
                 if to_come and to_come.pop():
-                    some[0].push(rows[0])
+                    resamplers[0].push(rows[0])
                     raise torch.OutOfMemoryError("CUDA out of memory")
-                return _winning_classes(some, rows)
+                return _decide(resamplers, THREE_CLASSES, None, rows)
 
             found.append(_finished(decide, resamplers, rows, has_other_way=True)[2])
         return torch.cat([part for part in found if part is not None])
