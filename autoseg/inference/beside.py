@@ -70,7 +70,8 @@ class Beside:
         measured = measure_image(volume, case.id)
         # What is new to one model is not yet new to all of them.
         found = min((_outside(card, measured, self._channels) for card in known), key=len)
-        self._outside[case.id] = found
+        if self.wanted.has_table:
+            self._outside[case.id] = found
         if found:
             told = "; ".join(
                 item.message + ("" if item.distance is None else f" ({item.distance:g} spreads beyond)")
@@ -153,7 +154,7 @@ class Beside:
             case=case.id,
             label_map=label_map.name,
             certainty=None if counts is None else self._certainty,
-            outside=self._outside.get(case.id, ()),
+            outside=self._outside.pop(case.id, ()),
             classes=classes,
         )
 
