@@ -59,6 +59,7 @@ class Predictor:
 
     Attributes:
         num_passes: Tiles that went through the networks so far.
+        has_means: Whether mean probabilities come after the logits, in `logits` and `each_column` too.
 
     Raises:
         ConfigError: Device, precision, overlap or tile_batch are not possible.
