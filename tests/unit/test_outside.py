@@ -8,10 +8,12 @@ import pytest
 
 from autoseg.domain.fingerprint import LOOK_LEVELS, CaseStats, ChannelLook, Fingerprint
 from autoseg.domain.geometry import Geometry, Volume
+from autoseg.domain.layouts import load_dataset
 from autoseg.domain.outside import LIMIT, OBLIQUE_SPREAD_DEGREES, outside
 from autoseg.domain.preprocess_plan import ChannelNormalization, PreprocessPlan
 from autoseg.domain.trained_on import SPACING_SPREAD, TrainedOn, scaled_quantiles, summarise
 from autoseg.io.model import ModelCard
+from autoseg.pipeline.tasks import Measuring
 from autoseg.preprocessing.measure import measure_case, measure_image, merge
 from autoseg.preprocessing.normalise import normalise
 
@@ -207,3 +209,20 @@ def test_a_case_record_of_an_older_version_is_read(tmp_path: Path) -> None:
     data = json.loads(record.to_json())
     del data["look"]
     assert CaseStats.from_json(json.dumps(data), tmp_path).look is None
+
+
+@pytest.mark.data
+def test_held_out_hippocampi_are_usual_and_other_sets_are_not(data_folder: Path) -> None:
+    """The figures of decision 38, on some of its cases."""
+
+    def cases(name: str, count: int) -> list[CaseStats]:
+        dataset = load_dataset(data_folder / name)
+        task = Measuring(labels=dataset.labels, num_channels=len(dataset.channels))
+        return [task.run(case) for case in dataset.cases[:count]]
+
+    own = cases("hippocampus", 60)
+    known = summarise(merge(own[:40], ["MR"], 3), [ZSCORE])
+    assert known is not None
+    assert sum(bool(outside(known, case, plan(), ["MR"])) for case in own[40:]) <= 1
+    for name in ("headneck_ct", "fetal_brain", "mouse_brain", "membrane"):
+        assert all(outside(known, case, plan(), ["MR"]) for case in cases(name, 3)), name
