@@ -86,14 +86,14 @@ class _Hand:
     """A process at work.
 
     Attributes:
-        device: On which.
+        place: On which of the devices, counted; two may be the same one.
         process: Itself.
         at_work: Cases that it has, by id.
         num_done: Cases that it has done.
         has_last: Whether it was told that no more cases come.
     """
 
-    device: str
+    place: int
     process: Popen[str]
     at_work: dict[str, Case] = field(default_factory=dict)
     num_done: int = 0
@@ -105,7 +105,7 @@ class _Lost:
     """A case whose process has ended: where, and why."""
 
     case: Case
-    device: str
+    place: int
     reason: str
     is_short_of_memory: bool
 
@@ -126,7 +126,7 @@ class _Crew:
         self._waiting = deque(cases)
         self._tally = tally
         self._lost: list[_Lost] = []
-        self._refusals: dict[str, Refusal] = {}
+        self._refusals: dict[int, Refusal] = {}
         self._told: set[str] = set()
         self._processes: list[Popen[str]] = []
         self._lock = threading.Lock()
@@ -136,7 +136,7 @@ class _Crew:
         """Do all cases; whenever nobody goes on, those whose process has died, alone."""
         while self._waiting and self._is_open:
             self._together()
-            if self._refusals.keys() >= set(self._devices) and self._is_open:
+            if (self._waiting or self._lost) and not self._usable and self._is_open:
                 raise self._nobody_left()
             self._alone()
 
@@ -144,17 +144,23 @@ class _Crew:
         """End all processes; the threads that listen to them end with them."""
         with self._lock:
             self._is_open = False
-        for process in self._processes:
+            processes = tuple(self._processes)
+        for process in processes:
             process.terminate()
-        for process in self._processes:
+        for process in processes:
             try:
                 process.wait(_STOP_S)
             except TimeoutExpired:
                 process.kill()
 
+    @property
+    def _usable(self) -> list[int]:
+        """Places where a process has not refused to work."""
+        return [place for place in range(len(self._devices)) if place not in self._refusals]
+
     def _together(self) -> None:
         with ThreadPoolExecutor(len(self._devices), "device") as pool:
-            futures = [pool.submit(self._work, device) for device in self._devices if device not in self._refusals]
+            futures = [pool.submit(self._work, place) for place in self._usable]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -162,37 +168,38 @@ class _Crew:
                 self.stop()
                 raise
 
-    def _work(self, device: str) -> None:
+    def _work(self, place: int) -> None:
         """Have processes on a device work, one after the other has died, as long as they get something done."""
         while self._waiting and self._is_open:
-            hand = self._serve(device, self._waiting)
-            if hand is None or not hand.num_done or device in self._refusals:
+            hand = self._serve(place, self._waiting)
+            if hand is None or not hand.num_done or place in self._refusals:
                 return
 
     def _alone(self) -> None:
         """Try the cases again whose process has died: whatever is lost now has failed."""
         lost, self._lost = self._lost, []
         for item in lost:
-            usable = [name for name in self._devices if name not in self._refusals]
+            usable = self._usable
             if not self._is_open or not usable:
                 self._waiting.append(item.case)
                 continue
             log.warning("case %s is tried again, alone", item.case.id)
-            self._serve(next((name for name in usable if name != item.device), usable[0]), deque([item.case]))
+            self._serve(next((place for place in usable if place != item.place), usable[0]), deque([item.case]))
             again, self._lost = self._lost, []
             for failed in again:
+                first, second = self._devices[item.place], self._devices[failed.place]
                 self._note(
                     CaseResult(
                         case=failed.case.id,
-                        failure=f"{failed.reason} ({failed.device}), and on {item.device}: {item.reason}",
+                        failure=f"{failed.reason} ({second}), and before ({first}): {item.reason}",
                         is_short_of_memory=failed.is_short_of_memory,
                         is_bug=not failed.is_short_of_memory,
                     )
                 )
 
-    def _serve(self, device: str, waiting: deque[Case]) -> _Hand | None:
+    def _serve(self, place: int, waiting: deque[Case]) -> _Hand | None:
         """Start a process, feed it and listen to it until it ends; cases that it had then are lost."""
-        hand = self._start(device)
+        hand = self._start(place)
         if hand is None:
             return None
         report = Report()
@@ -213,31 +220,31 @@ class _Crew:
 
     def _end(self, hand: _Hand, report: Report) -> None:
         """Note what became of a process and of the cases that it still had."""
-        returncode, refusal, device = end_process(hand.process), report.refusal, hand.device
+        returncode, refusal, device = end_process(hand.process), report.refusal, self._devices[hand.place]
         reason = in_words(returncode) if refusal is None else refusal.message
         is_short = returncode == -signal.SIGKILL or (refusal is not None and refusal.exit_code == _MEMORY)
         with self._lock:
             self._processes.remove(hand.process)
-            self._lost += [_Lost(case, device, reason, is_short) for case in hand.at_work.values()]
+            self._lost += [_Lost(case, hand.place, reason, is_short) for case in hand.at_work.values()]
             if refusal is not None:
-                self._refusals[device] = refusal
+                self._refusals[hand.place] = refusal
         if refusal is not None:
             log.warning("%s is left out: %s", device, reason)
         elif not report.is_over and self._is_open:
             had = ", ".join(hand.at_work) or "none"
             log.warning("%s: %s; the cases it had (%s) are tried again later", device, reason, had)
 
-    def _start(self, device: str) -> _Hand | None:
+    def _start(self, place: int) -> _Hand | None:
         num_threads = max(1, num_cpus() // len(self._devices))
         with self._lock:
             if not self._is_open:
                 return None
             process = start_process(_MODULE, num_threads)
             self._processes.append(process)
-        order = Order(task=self._task, device=device, num_threads=num_threads)
+        order = Order(task=self._task, device=self._devices[place], num_threads=num_threads)
         with suppress(BrokenPipeError):
             pipes(process)[0].write(order.model_dump_json() + "\n")
-        return _Hand(device, process)
+        return _Hand(place, process)
 
     def _feed(self, hand: _Hand, waiting: deque[Case]) -> None:
         """Give a process as many cases as it may have, and say when there are no more."""
@@ -266,8 +273,8 @@ class _Crew:
                 self._is_open = False
 
     def _nobody_left(self) -> AutosegError:
-        first = self._refusals[self._devices[0]]
+        first = next(iter(self._refusals.values()))
         return _ERRORS.get(first.exit_code, AutosegError)(
             "no device can go on",
-            problems=[f"{device}: {refusal.message}" for device, refusal in self._refusals.items()],
+            problems=[f"{self._devices[place]}: {refusal.message}" for place, refusal in self._refusals.items()],
         )

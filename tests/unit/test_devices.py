@@ -12,8 +12,10 @@ from toy_runs import toy_run, write_images
 from autoseg.errors import ConfigError, DeviceMemoryError, ModelError
 from autoseg.io.run_folder import RunFolder
 from autoseg.pipeline import devices
+from autoseg.pipeline.device_worker import Refusal, Report
 from autoseg.pipeline.devices import parse_devices
 from autoseg.pipeline.prediction import predict
+from autoseg.pipeline.workers import end_process
 
 
 @pytest.fixture
@@ -82,6 +84,33 @@ def test_a_device_that_refuses_is_left_out_and_where_all_do_the_first_says_why(
         predict(run.root, images, tmp_path / "out", device="cpu,cpu", precision="fp32")
     assert "is corrupt" in refused.value.problems[0]
     assert list((tmp_path / "out").glob("*.nii.gz")) == []
+
+
+def test_a_process_that_refuses_leaves_its_cases_to_one_that_works_on_the_same_device(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second network may be too much for a GPU that works well with one."""
+    refusal = Report(refusal=Refusal(exit_code=6, message="too little memory for the networks"))
+    code = f"import sys; sys.stdin.readline(); print({refusal.model_dump_json()!r}, flush=True); sys.stdin.read()"
+    start, started = devices.start_process, list[str]()
+
+    def second_refuses(module: str, num_threads: int) -> subprocess.Popen[str]:
+        started.append(module)
+        if len(started) != 2:
+            return start(module, num_threads)
+        command = [sys.executable, "-c", code]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+
+    monkeypatch.setattr(devices, "start_process", second_refuses)
+    monkeypatch.setattr(devices, "end_process", _killed_and_ended)
+    images = write_images(tmp_path / "in", 4)
+    outcome = predict(run.root, images, tmp_path / "out", device="cpu,cpu", precision="fp32")
+    assert (len(outcome.written), outcome.failures) == (4, ())
+
+
+def _killed_and_ended(process: subprocess.Popen[str]) -> int:
+    process.kill()
+    return end_process(process)
 
 
 def test_devices_are_named_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
