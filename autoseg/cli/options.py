@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from autoseg.errors import ConfigError
+
 DatasetArgument = Annotated[
     Path,
     typer.Argument(
@@ -119,4 +121,26 @@ Select = Annotated[
         "post-processing (RUN/inference.json). `run` does so at its end.",
     ),
 ]
+Jobs = Annotated[
+    str,
+    typer.Option(
+        "--jobs",
+        metavar="N",
+        help="Folds that are trained at a time, each in a process of its own; fewer where memory does not allow it. "
+        "auto: one on each GPU.",
+    ),
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget what was trained and start afresh.")]
+
+
+def parse_jobs(text: str) -> int | None:
+    """A number of jobs; None for "auto".
+
+    Raises:
+        ConfigError: Neither.
+    """
+    if text == "auto":
+        return None
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise ConfigError(f"--jobs needs a number from 1, or auto; got {text!r}")

@@ -31,6 +31,7 @@ def run(
     seed: options.Seed = None,
     pretrained: options.Pretrained = None,
     restart: options.Restart = False,
+    jobs: options.Jobs = "auto",
     log: options.Log = None,
 ) -> None:
     """Check, plan, train every fold of every configuration, choose, report; run again, it goes on where it stopped."""
@@ -61,6 +62,7 @@ def run(
         fold=fold,
         restart=restart,
         measures_step=measure,
+        jobs=options.parse_jobs(jobs),
         progress=TerminalProgress(),
     )
     stdout.print(f"Report: {page}", markup=False, soft_wrap=True)

@@ -33,7 +33,7 @@ _Table = NDArray[np.float64]
 def compare_all(
     candidates: Mapping[str, Sequence[CaseMetrics]], class_names: Sequence[str], patients: Mapping[str, str]
 ) -> tuple[CandidateComparison, ...]:
-    """Compare every pair of candidates, by metric, over all classes and for each.
+    """Compare every pair of candidates by every metric over all classes, and by the Dice for each class too.
 
     Args:
         candidates: Their metrics, by name; all have the same cases in the same order.
@@ -50,7 +50,7 @@ def compare_all(
             for first, second in combinations(candidates, 2)
             for comparison in _compare(first, second, metric, tables[first], tables[second], class_names, bootstrap)
         ]
-        for class_name in (None, *class_names):
+        for class_name in (None, *class_names) if metric == COMPARED_METRICS[0] else (None,):
             rows += _adjusted([item for item in found if item.class_name == class_name])
     return tuple(rows)
 
@@ -157,7 +157,8 @@ def choose_candidate(
         words = f"{pair.name} has {score(pair):.4f}"
         if row is not None and row.p_value is not None:
             words += f" (p = {row.p_value:.2g}, {row.num_patients} patients)"
-        if score(pair) > score(best) and row is not None and (row.p_value or 0.0) < SIGNIFICANT:
+        is_sure = row is not None and row.p_value is not None and row.p_value < SIGNIFICANT
+        if is_sure and score(pair) > score(best):
             better.append((pair, words))
         else:
             said.append(f"{words}, which is {'not clearly more' if score(pair) > score(best) else 'no more'}")

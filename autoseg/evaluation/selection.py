@@ -23,7 +23,7 @@ FINAL = "final"
 """Name of what the recipe gives: the chosen candidate with its post-processing."""
 
 COMPARED_METRICS = ("dice", "surface_dice", "hd95_mm")
-"""Of two candidates."""
+"""Of two candidates: the first for each class too, the others over all classes."""
 
 
 def inputs_digest(weights: Mapping[str, Mapping[str, str]]) -> str:
@@ -199,7 +199,7 @@ class Selection(Value):
         statistics: How intervals and tests were made.
         num_cases: Cases that every candidate predicted.
         candidates: The best first.
-        comparisons: Of every pair of candidates, by metric and class.
+        comparisons: Of every pair of candidates, by metric; by the Dice for each class too.
         choice: Name of the chosen candidate.
         reason: Why, in words.
         recipe: As written to `inference.json`.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-from autoseg.config import Settings
+from autoseg.config import Settings, TrainSettings
 from autoseg.domain.plan import Plan
 from autoseg.errors import DatasetError
 from autoseg.evaluation.crossval import Evaluation
@@ -16,7 +17,8 @@ from autoseg.pipeline.forecast import read_forecast
 from autoseg.pipeline.planning import check, plan
 from autoseg.pipeline.pretrained import require_there
 from autoseg.pipeline.selecting import select
-from autoseg.pipeline.training import train
+from autoseg.pipeline.several import Job, num_at_a_time, train_together, waves
+from autoseg.pipeline.training import prepare, train
 from autoseg.report.facts import PlannedCost
 from autoseg.report.page import write_report
 from autoseg.runtime import Progress, num_cpus
@@ -92,6 +94,7 @@ def run(
     fold: str = "each",
     restart: bool = False,
     measures_step: bool = False,
+    jobs: int | None = 1,
     progress: Progress = SILENT,
 ) -> Path:
     """Check, plan, train, choose, report; returns the page. Run again, it goes on where it stopped.
@@ -114,9 +117,16 @@ def run(
             hint=f"Repair them; `autoseg check {dataset_path}` shows every finding.",
         )
     planned = plan(dataset_path, out, settings, measures_step=measures_step, progress=progress)
-    for name in _in_order(planned, configuration):
-        # Any fold of a cascade learns from what every fold of its previous stage predicts.
-        folds = "each" if _is_previous(planned, name, configuration) else fold
+    # Any fold of a cascade learns from what every fold of its previous stage predicts.
+    wanted = {
+        name: "each" if _is_previous(planned, name, configuration) else fold
+        for name in _in_order(planned, configuration)
+    }
+    run_folder = RunFolder(out)
+    at_a_time = 1 if jobs == 1 else num_at_a_time(run_folder, tuple(wanted), settings.train, jobs)
+    if at_a_time > 1:
+        _train_several(run_folder, planned, wanted, settings.train, at_a_time, restart, progress)
+    for name, folds in wanted.items() if at_a_time == 1 else ():
         log.info("Training %s, fold %s", name, folds)
         train(out, settings.train, configuration=name, fold=folds, restart=restart, progress=progress)
     return report(
@@ -126,6 +136,25 @@ def run(
         precision=settings.train.precision,
         progress=progress,
     )
+
+
+def _train_several(
+    run_folder: RunFolder,
+    planned: Plan,
+    wanted: Mapping[str, str],
+    settings: TrainSettings,
+    at_a_time: int,
+    restart: bool,
+    progress: Progress,
+) -> None:
+    """Prepare the cases of every configuration, then train several folds at a time."""
+    dataset = run_folder.read_dataset()
+    for name in wanted:
+        prepare(run_folder, dataset, planned, name, progress=progress)
+    numbers = [str(number) for number in range(len(run_folder.read_splits().folds))]
+    jobs = [Job(name, one) for name, fold in wanted.items() for one in (numbers if fold == "each" else (fold,))]
+    for wave in waves(planned, tuple(wanted), jobs):
+        train_together(run_folder, wave, settings, at_a_time, restart=restart, progress=progress)
 
 
 def _in_order(planned: Plan, wanted: str | None) -> tuple[str, ...]:

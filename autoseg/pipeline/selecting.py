@@ -152,6 +152,7 @@ class _Selecting:
         precision: str,
         progress: Progress,
     ) -> None:
+        self._started = time.monotonic()
         self._run, self._dataset, self._progress = run, dataset, progress
         self._finished = {item.name: item for item in finished}
         self._schema = dataset.labels
@@ -168,7 +169,6 @@ class _Selecting:
 
     def run(self, digest: str) -> Selection:
         """Everything, one step after the other."""
-        started = time.monotonic()
         calibrations = tuple(self._calibrate(name) for name in self._finished)
         self._temperatures = {item.configuration: item.temperature for item in calibrations}
         scored = [self._single(item) for item in self._finished.values()]
@@ -210,7 +210,7 @@ class _Selecting:
             chosen=before,
             final=final,
             confidences=self._confidences(chosen),
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - self._started,
         )
 
     def _each(self, what: str, step: Callable[[int, Case], R]) -> list[R]:

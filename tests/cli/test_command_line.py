@@ -36,7 +36,7 @@ FROZEN = {
     | {"--dicom-seg", "--probabilities", "--uncertainty", "--statistics", "--side-files", "--shard", "--restart"},
     "evaluate": {"--json"},
     "report": {"--json", "--select"},
-    "run": TRAINING | PLANNING,
+    "run": TRAINING | PLANNING | {"--jobs"},
     "import nnunet": {"--out", "--checkpoint"},
     "export": {"--out", "--format", "--config", "--fold"},
     "info": {"--json"},

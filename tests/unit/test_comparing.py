@@ -81,7 +81,16 @@ def test_the_numbers_are_those_of_scipy_over_patients(found) -> None:
     three = sorted(item.p_value for item in rows if item.metric == "dice" and item.class_name is None)
     adjusted = sorted(item.p_adjusted for item in rows if item.metric == "dice" and item.class_name is None)
     assert adjusted[0] == pytest.approx(min(1.0, 3 * three[0]))
-    assert len([item for item in rows if item.class_name == "it"]) == 3 * 3
+    assert [item.metric for item in rows if item.class_name == "it"] == ["dice"] * 3
+    assert len([item for item in rows if item.class_name is None]) == 3 * 3
+
+
+def test_without_a_test_nothing_is_sure(found) -> None:
+    _, cases = found
+    candidates = [candidate(name, item) for name, item in cases.items()]
+    untested = [item.model_copy(update={"p_value": None}) for item in compare_all(cases, ("it",), {})]
+    assert choose_candidate(candidates, untested)[0].name == "3d"
+    assert choose_candidate(candidates, ())[0].name == "3d"
 
 
 def test_a_single_configuration_is_chosen_without_comparisons(found) -> None:
