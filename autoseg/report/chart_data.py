@@ -13,8 +13,15 @@ from autoseg.evaluation.metrics import METRIC_NAMES, METRIC_TITLES, ClassMetrics
 from autoseg.report.collect import CaseRow, ConfigurationResult, RunResults
 from autoseg.report.tally import agreement, rows_of, tally
 
-DIGITS = 5
+DIGITS = 4
 """Significant digits of every figure."""
+
+MAX_FIGURES = 100_000
+CORE_METRICS = ("dice", "surface_dice", "hd95_mm")
+"""Above so many figures only these metrics are in the page: the others would take more room than all the rest."""
+
+PRESENCES = ("both", "missed", "spurious", "absent", "unannotated")
+"""Rows hold their places in this list."""
 
 _SECONDS_PER_MINUTE = 60.0
 _BYTES_PER_GB = 1e9
@@ -29,13 +36,15 @@ def chart_data(results: RunResults, rows: Sequence[CaseRow]) -> dict[str, Any]:
     """
     names = results.plan.labels.names
     configurations = [item.name for item in results.summary.configurations]
+    metrics = metrics_in_page(results, rows)
     best = next((item for item in results.summary.configurations if item.name == results.summary.best), None)
     return {
         "dataset": results.dataset.name,
         "classes": list(names),
         "configurations": configurations,
         "best": results.summary.best,
-        "metrics": list(METRIC_NAMES),
+        "metrics": list(metrics),
+        "presences": list(PRESENCES),
         "titles": dict(METRIC_TITLES),
         "rows": [
             {
@@ -43,7 +52,7 @@ def chart_data(results: RunResults, rows: Sequence[CaseRow]) -> dict[str, Any]:
                 "configuration": configurations.index(row.configuration),
                 "fold": str(row.fold),
                 "mean": rounded(row.metrics.mean_dice),
-                "classes": [_class_figures(item) for item in row.metrics.classes],
+                "classes": [_class_figures(item, metrics) for item in row.metrics.classes],
             }
             for row in rows
         ],
@@ -64,10 +73,24 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.{DIGITS}g}")
 
 
-def _class_figures(item: ClassMetrics) -> list[Any]:
-    """Presence, volumes in reference and prediction, then the metrics in order."""
-    metrics = (rounded(getattr(item, name)) for name in METRIC_NAMES)
-    return [item.presence, rounded(item.reference_mm3), rounded(item.prediction_mm3), *metrics]
+def defined_metrics(results: RunResults) -> tuple[str, ...]:
+    """Those that any class of any configuration has: folds scored by an earlier version lack the newer ones."""
+    summaries = [item.summary for item in results.summary.configurations if item.summary is not None]
+    found = {one.metric for summary in summaries for row in summary.classes for one in row.metrics if one.num_defined}
+    return tuple(name for name in METRIC_NAMES if name in found)
+
+
+def metrics_in_page(results: RunResults, rows: Sequence[CaseRow]) -> tuple[str, ...]:
+    """Those whose figures of every case and class have room in the page."""
+    names = defined_metrics(results)
+    has_room = len(rows) * len(results.plan.labels.names) * len(names) <= MAX_FIGURES
+    return tuple(name for name in names if has_room or name in CORE_METRICS)
+
+
+def _class_figures(item: ClassMetrics, metrics: Sequence[str]) -> list[Any]:
+    """Place of the presence, volumes in reference and prediction, then the metrics in order."""
+    figures = (rounded(getattr(item, name)) for name in metrics)
+    return [PRESENCES.index(item.presence), rounded(item.reference_mm3), rounded(item.prediction_mm3), *figures]
 
 
 def _epochs(results: RunResults) -> list[dict[str, Any]]:

@@ -95,8 +95,11 @@ def make_gallery(results: RunResults, ranked: Sequence[CaseRow], folder: Path, r
         scene, problem = _scene(results, by_case[row.metrics.case])
         if place in ranks:
             found = () if scene is None else views(scene, row.configuration, results.dataset.labels)
+            size = sum(_size(view) for view in found)
+            if size > room_bytes:
+                found, size, problem = (), 0, "the page has no room for more pictures; the viewer has the volumes"
             shown[place] = Shown(ranks[place], row, found, problem)
-            room_bytes -= sum(_size(view) for view in found)
+            room_bytes -= size
         if scene is not None:
             num_read += prod(scene.full_shape) * (len(scene.image) + 1 + len(scene.predicted))
             key = f"case-{place}"

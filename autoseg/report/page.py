@@ -14,12 +14,12 @@ import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
 
-from autoseg.evaluation.metrics import METRIC_NAMES, METRIC_TITLES
+from autoseg.evaluation.metrics import METRIC_TITLES
 from autoseg.io.files import write_text
 from autoseg.io.run_folder import RunFolder
 from autoseg.report import wording
 from autoseg.report.card import model_card
-from autoseg.report.chart_data import chart_data
+from autoseg.report.chart_data import chart_data, defined_metrics
 from autoseg.report.collect import SUMMARY_FILE, CaseRow, ConfigurationResult, RunResults, cases_csv, collect
 from autoseg.report.facts import PlannedCost, class_presence, cost_rows, data_facts, provenance, total_training
 from autoseg.report.findings import NUM_SHOWN, find
@@ -115,7 +115,7 @@ def render(results: RunResults, gallery: Gallery, planned: Mapping[str, PlannedC
             peak_bytes=peak,
             rows=rows,
             gallery=gallery,
-            defined_metrics=_defined_metrics(summary.configurations),
+            defined_metrics=defined_metrics(results),
             metric_titles=METRIC_TITLES,
             case_metrics=CASE_METRICS if len(names) <= MAX_CLASSES_IN_FULL else CASE_METRICS[:1],
             has_class_columns=len(names) <= MAX_CLASSES_IN_TABLE,
@@ -160,13 +160,6 @@ def worst_first(rows: Sequence[CaseRow]) -> tuple[CaseRow, ...]:
         return (np.inf if mean is None else mean, row.metrics.case, row.configuration)
 
     return tuple(sorted(rows, key=key))
-
-
-def _defined_metrics(configurations: Sequence[ConfigurationResult]) -> tuple[str, ...]:
-    """The metrics that any class of any configuration has; folds that were scored long ago lack the newer ones."""
-    summaries = [item.summary for item in configurations if item.summary is not None]
-    found = {one.metric for summary in summaries for row in summary.classes for one in row.metrics if one.num_defined}
-    return tuple(name for name in METRIC_NAMES if name in found)
 
 
 def _is_best(results: RunResults, row: CaseRow) -> bool:

@@ -86,7 +86,7 @@ def test_charts_have_their_data(page: str) -> None:
     data = json.loads(text.group(1))
     assert len(data["epochs"]) == 2 * 2 * 12
     assert len(data["rows"]) == 2 * 6
-    presence = [item[0] for row in data["rows"] for item in row["classes"]]
+    presence = [data["presences"][item[0]] for row in data["rows"] for item in row["classes"]]
     assert (presence.count("both"), presence.count("spurious")) == (2 * (6 + 5), 2)
     assert [f'id="row-{index}"' in page for index in range(13)] == [True] * 12 + [False]
 

@@ -11,7 +11,7 @@ const report = (() => {
     mean: row.mean,
     classes: row.classes.map(([presence, reference, prediction, ...values], place) => ({
       name: data.classes[place],
-      presence,
+      presence: data.presences[presence],
       reference,
       prediction,
       ...Object.fromEntries(data.metrics.map((metric, number) => [metric, values[number]])),

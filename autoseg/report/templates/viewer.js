@@ -7,7 +7,7 @@
   const [choice, figures, stage, note, layers, modes, opacity] =
     ["case-choice", "case-figures", "stage", "viewer-note", "layers", "modes", "opacity"].map((id) => document.getElementById(id));
   const CLASS_COLOURS = ["#35c4ff", "#ff8f1f", "#6fe06f", "#ff6fae", "#ffe14d", "#b48cff", "#3fe0cf", "#ff6b5e", "#c3d94a", "#e6a8ff"];
-  const ERRORS = [["missed", "#e60026"], ["added", "#ffffff"], ["another class", "#ff00ff"]];
+  const ERRORS = [["missed", "#e60026"], ["added", "#ff00ff"], ["another class", "#ffffff"]];
   const LAYERS = ["reference", "prediction", "error", "uncertainty"];
   const wanted = { prediction: true, reference: false, error: true, uncertainty: false, image: null, mode: "MULTIPLANAR" };
   const arrived = new Map();
