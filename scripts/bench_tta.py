@@ -1,12 +1,13 @@
 """Test-time mirroring: none, interleaved and full, by Dice against the reference labels and by seconds.
 
     python scripts/bench_tta.py RUN... --fold K --out OUT [--config NAME] [--cases N] [--arms none,interleaved,full]
-        [--device cpu] [--precision auto] [--threads N]
+        [--device cpu] [--precision auto] [--engine torch] [--patch 32x48x48] [--threads N]
 
 For each run the model of the fold segments its validation cases, in every arm, the arms taking turns case by case; a
 case is read and prepared once. Seconds are those of network, resampling and label map. "passes" are tiles that went
 through the network. Further arms: "skip-empty" is none with --skip-empty, "strict" is interleaved without the rule
-that tiles of clear background need no further pass. Writes OUT.json and OUT.md, and prints the table.
+that tiles of clear background need no further pass. Ratios are against the first arm. --patch has tiles smaller than
+the network was trained with, to have more of them. Writes OUT.json and OUT.md, and prints the table.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import math
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +31,7 @@ from autoseg.inference import interleaved
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.sliding_window import make_grid
 from autoseg.io.images import read_case, read_labels, write_labels
-from autoseg.io.model import load_model
+from autoseg.io.model import Model, load_model
 from autoseg.io.run_folder import RunFolder
 
 MODES = {"none": "none", "interleaved": "interleaved", "full": "full", "skip-empty": "none", "strict": "interleaved"}
@@ -41,6 +43,8 @@ def compare(run: RunFolder, wanted: argparse.Namespace) -> dict[str, Any]:
     plan, dataset, splits = run.read_plan(), run.read_dataset(), run.read_splits()
     name = wanted.config or plan.default_configuration
     model = load_model(run.fold_folder(name, wanted.fold))
+    if wanted.patch:
+        model = _with_patch(model, tuple(int(word) for word in wanted.patch.split("x")))
     arms = wanted.arms.split(",")
     predictors = {
         arm: Predictor(
@@ -49,13 +53,14 @@ def compare(run: RunFolder, wanted: argparse.Namespace) -> dict[str, Any]:
             precision=wanted.precision,
             tta=MODES[arm],  # type: ignore[arg-type]
             skip_empty=arm == "skip-empty",
+            engine=wanted.engine,
         )
         for arm in arms
     }
     cases = [dataset.case(case_id) for case_id in splits.folds[wanted.fold].validation][: wanted.cases]
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     differing: dict[str, list[int]] = {arm: [] for arm in arms}
-    num_tiles, shapes = 0, []
+    num_tiles, least_tiles, shapes = 0, None, []
     with TemporaryDirectory() as folder:
         for number, case in enumerate(cases):
             volume = read_case(case, len(plan.channels))
@@ -69,7 +74,8 @@ def compare(run: RunFolder, wanted: argparse.Namespace) -> dict[str, Any]:
                 seconds[arm].append(time.perf_counter() - started)
                 write_labels(Path(folder) / arm / f"{case.id}.nii.gz", labels, volume.geometry)
             shapes.append(prepared.image.shape[1:])
-            num_tiles += make_grid(shapes[-1], predictor.settings.network.patch_size, predictor.overlap).num_tiles
+            tiles = make_grid(shapes[-1], predictor.settings.network.patch_size, predictor.overlap).num_tiles
+            num_tiles, least_tiles = num_tiles + tiles, min(tiles, least_tiles or tiles)
             base = arms[0]
             maps = {arm: read_labels(Path(folder) / arm / f"{case.id}.nii.gz")[0] for arm in arms}
             for arm in arms:
@@ -82,7 +88,8 @@ def compare(run: RunFolder, wanted: argparse.Namespace) -> dict[str, Any]:
         "dataset": dataset.name,
         "configuration": name,
         "fold": wanted.fold,
-        "patch_size": settings.network.patch_size,
+        "patch_size": model.card.settings.network.patch_size,
+        "least_tiles": least_tiles,
         "mirrored_axes": settings.mirrored(settings.inference.mirror_axes),
         "median_shape": [statistics.median(sizes) for sizes in zip(*shapes, strict=True)],
         "num_cases": len(cases),
@@ -97,6 +104,14 @@ def compare(run: RunFolder, wanted: argparse.Namespace) -> dict[str, Any]:
             for arm in arms
         },
     }
+
+
+def _with_patch(model: Model, patch: tuple[int, ...]) -> Model:
+    """The model with other tiles."""
+    card = model.card
+    part = card.settings.model_copy(update={"network": card.settings.network.model_copy(update={"patch_size": patch})})
+    plan = card.plan.model_copy(update={"configurations": card.plan.configurations | {card.configuration: part}})
+    return replace(model, card=card.model_copy(update={"plan": plan}))
 
 
 def _score(run: RunFolder, cases: list[Any], folder: Path) -> dict[str, Any]:
@@ -143,6 +158,8 @@ def main() -> None:
     parser.add_argument("--arms", default="none,interleaved,full")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--engine", default="torch")
+    parser.add_argument("--patch", help="of a tile, e.g. 32x48x48, divisible by the strides")
     parser.add_argument("--threads", type=int, help="of torch")
     wanted = parser.parse_args()
     if wanted.threads:

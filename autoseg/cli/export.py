@@ -15,6 +15,7 @@ class Format(StrEnum):
     """What is written."""
 
     MODEL = "model"
+    ONNX = "onnx"
 
 
 def register(app: typer.Typer) -> None:
@@ -28,19 +29,26 @@ def export(
         typer.Argument(metavar="RUN|MODEL", help="A run folder, an exported model, or one trained fold's folder."),
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="PATH", help="The folder or .zip file to make.", show_default=False)
+        Path,
+        typer.Option("--out", metavar="PATH", help="The folder, or .zip or .onnx file, to make.", show_default=False),
     ],
     kind: Annotated[
-        Format, typer.Option("--format", help="model: everything that predict needs, and a model card.")
+        Format,
+        typer.Option(
+            "--format",
+            help="model: everything that predict needs, and a model card. onnx: one file for all folds, with a JSON "
+            "card beside it that says how to run it (needs the extra onnx).",
+        ),
     ] = Format.MODEL,
     config: options.Config = None,
     fold: Annotated[
         str | None, typer.Option("--fold", help="Folds to take: one number, several as 0,1, or all. Default: finished.")
     ] = None,
 ) -> None:
-    """Write a trained model as one folder or .zip that predict takes anywhere."""
+    """Write a trained model as one folder or .zip that predict takes anywhere, or for another program."""
     from autoseg.cli.output import stdout
     from autoseg.pipeline.exporting import export_model
+    from autoseg.pipeline.onnx_exporting import export_onnx_file
 
-    writers = {Format.MODEL: export_model}
+    writers = {Format.MODEL: export_model, Format.ONNX: export_onnx_file}
     stdout.print(str(writers[kind](run, out, config, fold)), markup=False, soft_wrap=True)

@@ -71,6 +71,12 @@ def predict(
         ),
     ] = "auto",
     precision: options.Precision = "auto",
+    engine: Annotated[
+        Literal["auto", "torch", "compile", "openvino", "onnx"],
+        typer.Option(
+            "--engine", help="What runs the networks; auto: the quickest that says what torch says in fp32, if it pays."
+        ),
+    ] = "auto",
     shard: Annotated[
         str,
         typer.Option("--shard", metavar="I/N", help="Segment only part I of N of the cases, as 1/4: for schedulers."),
@@ -105,6 +111,7 @@ def predict(
         skip_empty=skip_empty,
         device=device,
         precision=precision,
+        engine=engine,
         shard=shard,
         restart=restart,
         dicom_seg=dicom_seg,

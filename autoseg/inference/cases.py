@@ -10,6 +10,7 @@ from autoseg.domain.geometry import Geometry
 from autoseg.domain.label_table import label_table
 from autoseg.errors import ConfigError
 from autoseg.inference.beside import Beside
+from autoseg.inference.engines.base import WantedEngine
 from autoseg.inference.export import LabelMap
 from autoseg.inference.gather import Gathering
 from autoseg.inference.inputs import output_ending
@@ -106,6 +107,7 @@ def predict_cases(
     tta: Tta = "none",
     overlap: float | None = None,
     skip_empty: bool = False,
+    engine: WantedEngine = "auto",
     previous: Sequence[Model] | Mapping[str, Path] | None = None,
     progress: Progress | None = None,
 ) -> PredictionOutcome:
@@ -121,6 +123,7 @@ def predict_cases(
         tta: See `Predictor`.
         overlap: See `Predictor`; of a cascade, of both stages.
         skip_empty: See `Predictor`.
+        engine: See `Predictor`.
         previous: See `load_stages`.
         progress: One step a case.
 
@@ -132,8 +135,9 @@ def predict_cases(
     refuse_overwriting(cases, [target(case, out, ending) for case in cases])
     # What reading and preparing have freed serves the network.
     configure_allocator(share_arena=True)
-    settings = PredictionSettings(precision=precision, tta=tta, overlap=overlap, skip_empty=skip_empty)
-    segmenter = Segmenter([WeightedStages(load_stages(models, previous, settings, device))])
+    settings = PredictionSettings(precision=precision, tta=tta, overlap=overlap, skip_empty=skip_empty, engine=engine)
+    stages = load_stages(models, previous, settings, device, num_volumes=len(cases))
+    segmenter = Segmenter([WeightedStages(stages)])
     tally = Tally(cases, progress or NoProgress())
     segment_cases(segmenter, cases, out, tally.add, ending=ending)
     return tally.outcome()

@@ -13,6 +13,8 @@ from autoseg.domain.geometry import Volume
 from autoseg.errors import ConfigError, DatasetError, ModelError
 from autoseg.inference.columns import Column, make_columns
 from autoseg.inference.empty import SkippingEmpty
+from autoseg.inference.engines import WantedEngine, Way, pick_device_for
+from autoseg.inference.engines.running import Running
 from autoseg.inference.export import LabelMap, labels_from_stream
 from autoseg.inference.fitting import common_settings, default_tile_batch, device_hint, sums_dtype
 from autoseg.inference.gather import Gathering
@@ -21,23 +23,13 @@ from autoseg.inference.interleaved import interleaved
 from autoseg.inference.ladder import Ladder
 from autoseg.inference.members import WithProbabilities
 from autoseg.inference.outcome import MEMORY_HINT
-from autoseg.inference.resident import averaged, resident
-from autoseg.inference.sliding_window import (
-    Forward,
-    PlacedForward,
-    Slab,
-    TileGrid,
-    make_grid,
-    stream_slabs,
-)
-from autoseg.inference.tta import Tta, mirrors_of, with_mirroring
+from autoseg.inference.sliding_window import Forward, PlacedForward, Slab, TileGrid, make_grid, stream_slabs
+from autoseg.inference.tta import Tta, mirrors_of, passes_per_tile, with_mirroring
 from autoseg.io.maps import IndexMap
 from autoseg.io.model import Model
 from autoseg.preprocessing.previous import previous_map
 from autoseg.preprocessing.transform import Prepared, apply
-from autoseg.runtime import device_memory_errors, pick_device, pick_precision
-
-_CPU = torch.device("cpu")
+from autoseg.runtime import device_memory_errors
 
 
 class Predictor:
@@ -56,13 +48,15 @@ class Predictor:
         uncertainty: Whether mean probabilities over models and mirror images are known too, see `WithProbabilities`;
             takes twice the sums where there are several.
         temperature: Divides logits where they become probabilities.
+        engine: What runs the networks; "auto" is found out with the first volume where that pays, see `Choosing`.
+        num_volumes: About how many will be segmented: for more of them more time is spent on finding the engine.
 
     Attributes:
         num_passes: Tiles that went through the networks so far.
         has_means: Whether mean probabilities come after the logits, in `logits` and `each_column` too.
 
     Raises:
-        ConfigError: Device, precision, overlap or tile_batch are not possible.
+        ConfigError: Device, engine, precision, overlap or tile_batch are not possible.
         ModelError: There is no model, or the models do not belong together.
         DeviceMemoryError: The device has too little memory for the networks.
     """
@@ -80,16 +74,17 @@ class Predictor:
         most_sums_bytes: int | None = None,
         uncertainty: bool = False,
         temperature: float = 1.0,
+        engine: WantedEngine = "auto",
+        num_volumes: int = 1,
     ) -> None:
         self.settings = common_settings(models)
         self.labels = models[0].card.plan.labels
         self.channels = models[0].card.plan.channels
-        self.device = pick_device(device)
-        wanted = self.settings.inference.precision if precision == "auto" else precision
-        self.precision = pick_precision(wanted, self.device)
+        self.device = pick_device_for(engine, device)
         self.tta = tta
         self.skip_empty = skip_empty
         self.most_sums_bytes = most_sums_bytes
+        self.num_volumes = num_volumes
         self.num_passes = 0
         self.overlap = self.settings.inference.overlap if overlap is None else overlap
         if not 0 <= self.overlap < 1:
@@ -100,25 +95,38 @@ class Predictor:
             raise ConfigError(f"at least one tile goes through the network at a time, got {self.tile_batch}")
         self.temperature = temperature
         self.has_means = uncertainty and (len(models) > 1 or (tta != "none" and bool(mirrors_of(self.settings).axes)))
-        # For the case that the device cannot hold a tile.
-        self._models = () if self.device.type == "cpu" else tuple(models)
+        wrap = self._with_probabilities if self.has_means else None
         with device_memory_errors(f"{self.device} has too little memory for the networks", device_hint(self.device)):
-            self._forward = self._load(models, self.device, self.precision)
+            self._running = Running(models, engine, precision, self.device, self.tile_batch, wrap)
+        self._forward = self._complete(self._running)
 
-    def _load(self, models: Sequence[Model], device: torch.device, precision: str) -> Forward:
-        """The networks as one function, without what depends on where a tile lies."""
-        networks = [resident(model, device, precision) for model in models]
-        if self.has_means:
-            is_regions, temperature = self.labels.has_regions, self.temperature
-            networks = [WithProbabilities(item, is_regions=is_regions, temperature=temperature) for item in networks]
-        mean = averaged(networks, self.settings, device, precision)
+    def _with_probabilities(self, network: Forward) -> Forward:
+        return WithProbabilities(network, is_regions=self.labels.has_regions, temperature=self.temperature)
+
+    @property
+    def way(self) -> Way:
+        """Engine and precision in which the networks run."""
+        return self._running.way
+
+    @property
+    def precision(self) -> str:
+        """In which the networks run."""
+        return self.way.precision
+
+    def _complete(self, networks: Forward) -> Forward:
+        """The networks as one function with all that does not depend on where a tile lies."""
 
         def counted(tiles: Tensor) -> Tensor:
             self.num_passes += len(tiles)
-            return mean(tiles)
+            return networks(tiles)
 
         forward = SkippingEmpty(counted) if self.skip_empty else counted
         return with_mirroring(forward, self.settings, self._copies) if self.tta == "full" else forward
+
+    def _settle(self, grid: TileGrid, prepared: Prepared, previous: IndexMap | None) -> None:
+        """Find the engine with the first volume."""
+        passes = grid.num_tiles * passes_per_tile(self.tta, self.settings) * self.num_volumes
+        self._running.settle(prepared, previous, grid, passes)
 
     @property
     def _copies(self) -> int:
@@ -171,6 +179,7 @@ class Predictor:
         """
         self._require_previous(previous)
         grid = self._grid(prepared)
+        self._settle(grid, prepared, previous)
         return grid.stream_axis, self._stream(self._ladder(grid), grid, prepared, previous)
 
     def _require_previous(self, previous: IndexMap | None) -> None:
@@ -189,8 +198,7 @@ class Predictor:
         """The network for the tiles of one image, and what is done when memory runs out."""
 
         def on_cpu() -> PlacedForward:
-            precision = "fp32" if self.precision == "fp32" else pick_precision("auto", _CPU)
-            return self._placed(self._load(self._models, _CPU, precision), grid)
+            return self._placed(self._complete(self._running.on_cpu()), grid)
 
         is_on_cpu = self.device.type == "cpu"
         return Ladder(self._placed(self._forward, grid), self.tile_batch, None if is_on_cpu else on_cpu)
@@ -279,6 +287,7 @@ class Predictor:
         what = f"{self.device} ran out of memory with {self.tile_batch} tiles of {patch} voxels at a time"
         with device_memory_errors(what, device_hint(self.device)), torch.inference_mode():
             grid, change = self._grid(prepared), prepared.trail.change_back(self.settings.preprocess)
+            self._settle(grid, prepared, previous)
             value_bytes = sums_dtype(self.precision).itemsize
             num_outputs = self.labels.num_outputs * self._copies
             columns = make_columns(grid, change, num_outputs, value_bytes, self.most_sums_bytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,14 @@ def resident(model: Model, device: torch.device, precision: str) -> nn.Module:
     """The network on its device, in the form that is fastest there."""
     plan = model.card.settings.network
     network = restore(plan, model.weights)
-    if device.type == "cpu" and precision == "bf16":
+    if is_cast(device, precision):
         for_cpu_in_bf16(network)
     return network.to(device)
+
+
+def is_cast(device: torch.device, precision: str) -> bool:
+    """Whether weights and tiles are bfloat16 themselves, without autocast."""
+    return device.type == "cpu" and precision == "bf16"
 
 
 def for_cpu_in_bf16(network: UNet) -> None:
@@ -39,23 +44,25 @@ def for_cpu_in_bf16(network: UNet) -> None:
             module.to(torch.bfloat16, memory_format=layout)  # type: ignore[call-overload]
 
 
-def averaged(networks: Sequence[nn.Module], settings: Configuration, device: torch.device, precision: str) -> Forward:
+def averaged(
+    networks: Sequence[Callable[[Tensor], Tensor]], settings: Configuration, device: torch.device, precision: str
+) -> Forward:
     """The mean logits of the networks, for tiles with three spatial axes on any device.
 
     Of a cascade the last channel of the tiles is the label map of the previous stage. One network's logits are given as
     it makes them, in 16 bit too; the mean of several is float32.
     """
     dims, is_cascade = settings.network.dims, settings.previous_stage is not None
-    is_cast = device.type == "cpu" and precision == "bf16"
+    casts = is_cast(device, precision)
 
     def forward(tiles: Tensor) -> Tensor:
         x = tiles.to(device)
         if is_cascade:
             x = torch.cat([x[:, :-1], one_hot(x[:, -1], settings.num_previous_channels + 1)], dim=1)
-        x = x.to(torch.bfloat16 if is_cast else torch.float32)
+        x = x.to(torch.bfloat16 if casts else torch.float32)
         if dims == 2:
             x = x.squeeze(2)
-        with autocast(device, "fp32" if is_cast else precision):
+        with autocast(device, "fp32" if casts else precision):
             mean: Tensor = networks[0](x)
             if len(networks) > 1:
                 mean = mean.to(torch.float32)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from autoseg.domain.values import Value, digest_of
+from typing import ClassVar
+
+from autoseg.domain.values import GrownValue, digest_of
+from autoseg.inference.engines.base import WantedEngine
 from autoseg.inference.tta import Tta
 
 
-class PredictionSettings(Value):
+class PredictionSettings(GrownValue):
     """Settings that may change labels; see `Predictor` for what they mean.
 
     Attributes:
@@ -14,12 +17,16 @@ class PredictionSettings(Value):
         tta: Test-time mirroring.
         overlap: Of tiles; None is the plan's.
         skip_empty: Whether tiles that show nothing are skipped.
+        engine: As asked for: "auto" is one that is found.
     """
+
+    LATER_FIELDS: ClassVar[tuple[str, ...]] = ("engine",)
 
     precision: str = "auto"
     tta: Tta = "none"
     overlap: float | None = None
     skip_empty: bool = False
+    engine: WantedEngine = "auto"
 
     def digest(self) -> str:
         """Names the settings."""

@@ -36,6 +36,7 @@ __all__ = [
     "Slab",
     "TileGrid",
     "make_grid",
+    "middle_tiles",
     "profile",
     "stream_logits",
     "stream_slabs",
@@ -120,6 +121,21 @@ def stream_slabs(
         num_done += len(outputs)
         del outputs, logits
     yield from sums.finish(grid.padded_shape[axis])
+
+
+def middle_tiles(image: Tensor, grid: TileGrid, number: int, previous: Tensor | None = None) -> Tensor:
+    """Tiles around the middle of an image, in the grid's order: (n, C, *patch), as many as asked for or as there are.
+
+    Args:
+        image: (C, D, H, W).
+        grid: Where the tiles lie.
+        number: Wanted.
+        previous: See `stream_logits`.
+    """
+    starts = list(grid.tiles())
+    first = max(0, min(len(starts) // 2, len(starts) - number))
+    cut = _Cutter(image, previous, grid)
+    return torch.stack([cut(start) for start in starts[first : first + number]])
 
 
 def _tiles_in(grid: TileGrid, box: Box) -> Iterator[Shape]:

@@ -111,6 +111,7 @@ def load_stages(
     *,
     uncertainty: bool = False,
     temperature: float = 1.0,
+    num_volumes: int = 1,
 ) -> Stages:
     """Put the networks of one configuration, and of its previous stage, on their device.
 
@@ -121,6 +122,7 @@ def load_stages(
         device: See `runtime.pick_device`.
         uncertainty: See `Predictor`; of the last stage, as the next one.
         temperature: See `Predictor`.
+        num_volumes: See `Predictor`.
 
     Raises:
         ConfigError: A setting is not possible.
@@ -138,6 +140,8 @@ def load_stages(
             skip_empty=settings.skip_empty,
             uncertainty=uncertainty,
             temperature=temperature,
+            engine=settings.engine,
+            num_volumes=num_volumes,
         )
 
     last = load(models, uncertainty, temperature)

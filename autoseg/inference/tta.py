@@ -80,6 +80,11 @@ class Mirrors:
         return self.swap.swap_output(restored) if self.swap is not None and self.swap.axis in flip else restored
 
 
+def passes_per_tile(tta: Tta, settings: Configuration) -> int:
+    """How often a tile goes through the network; of "interleaved" how often most tiles do."""
+    return len(mirror_combinations(mirrors_of(settings).axes)) if tta == "full" else 1
+
+
 def mirrors_of(settings: Configuration, copies: int = 1) -> Mirrors:
     """What a configuration mirrors at test time; a tile always has three spatial axes.
 

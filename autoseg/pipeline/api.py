@@ -14,6 +14,7 @@ from autoseg.domain.dataset import Case, LabelSchema
 from autoseg.domain.endings import split_ending
 from autoseg.domain.geometry import Geometry, Volume
 from autoseg.errors import ConfigError
+from autoseg.inference.engines.base import WantedEngine
 from autoseg.inference.export import LabelMap
 from autoseg.inference.segmenter import Segmenter, WeightedStages
 from autoseg.inference.settings import PredictionSettings
@@ -77,6 +78,9 @@ class Predictor:
         tta: Test-time mirroring: "none", "interleaved", "full".
         overlap: Of tiles, as a fraction of the patch; None is the plan's.
         skip_empty: Whether tiles that show nothing are skipped.
+        engine: What runs the networks: "torch", "compile", "openvino", "onnx"; "auto" is found with the first image
+            where finding out pays.
+        num_volumes: About how many images will come: for more of them more time is spent on finding the engine.
         scratch: Folder for what several members vote where memory would be too small; None is the system's.
 
     Raises:
@@ -96,18 +100,25 @@ class Predictor:
         tta: Tta = "none",
         overlap: float | None = None,
         skip_empty: bool = False,
+        engine: WantedEngine = "auto",
+        num_volumes: int = 1,
         scratch: str | Path | None = None,
     ) -> None:
-        settings = PredictionSettings(precision=precision, tta=tta, overlap=overlap, skip_empty=skip_empty)
+        settings = PredictionSettings(
+            precision=precision, tta=tta, overlap=overlap, skip_empty=skip_empty, engine=engine
+        )
         if isinstance(model, str | Path):
             with opened(Path(model)) as folder:
                 chosen = choose(folder, configuration, folds)
-                self._segmenter = chosen.load(settings, device, None if scratch is None else Path(scratch))
+                self._segmenter = chosen.load(
+                    settings, device, None if scratch is None else Path(scratch), num_volumes=num_volumes
+                )
         else:
             if configuration is not None or folds is not None:
                 raise ConfigError("configuration and folds choose among the models of a run, not among loaded ones")
             models = (model,) if isinstance(model, Model) else tuple(model)
-            stages = load_stages(models, load_previous(models) if models else None, settings, device)
+            previous = load_previous(models) if models else None
+            stages = load_stages(models, previous, settings, device, num_volumes=num_volumes)
             self._segmenter = Segmenter([WeightedStages(stages)])
 
     @property

@@ -151,7 +151,8 @@ def _stages(
         members = run.read_splits().folds[fold]
         found = out_of_fold(run, dataset, stage, [(fold, members)])[fold]
         previous = {case.id: found[case.id].label_map for case in cases}
-    return load_stages([model], previous, PredictionSettings(precision=precision), device)
+    # As the fold's validation: see there.
+    return load_stages([model], previous, PredictionSettings(precision=precision, engine="torch"), device)
 
 
 def _predict(stages: Stages, cases: Sequence[Case], store: ProbabilityStore, progress: Progress) -> None:

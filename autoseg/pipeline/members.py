@@ -93,7 +93,13 @@ class Chosen:
         return digest_of({"members": members, "rules": rules})
 
     def load(
-        self, settings: PredictionSettings, device: str, scratch: Path | None = None, *, uncertainty: bool = False
+        self,
+        settings: PredictionSettings,
+        device: str,
+        scratch: Path | None = None,
+        *,
+        uncertainty: bool = False,
+        num_volumes: int = 1,
     ) -> Segmenter:
         """Read the weights and put the networks on their device.
 
@@ -102,6 +108,7 @@ class Chosen:
             device: See `runtime.pick_device`.
             scratch: See `Segmenter`.
             uncertainty: Whether the folds of a single configuration tell their mean probabilities, see `Predictor`.
+            num_volumes: See `Predictor`.
 
         Raises:
             ConfigError: A setting is not possible.
@@ -116,7 +123,13 @@ class Chosen:
             temperature = chosen.member.temperature
             tells_means = uncertainty and len(self.members) == 1
             stages = load_stages(
-                models, previous or None, settings, device, uncertainty=tells_means, temperature=temperature
+                models,
+                previous or None,
+                settings,
+                device,
+                uncertainty=tells_means,
+                temperature=temperature,
+                num_volumes=num_volumes,
             )
             members.append(WeightedStages(stages, chosen.member.weight, temperature))
         return Segmenter(members, self.recipe.postprocessing, scratch)

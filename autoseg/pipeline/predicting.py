@@ -39,6 +39,7 @@ class Predicting(Value):
         settings: How.
         out: Folder for the label maps.
         extras: What is written beside each label map: `DICOM_SEG`, and names of `Wanted`.
+        num_cases: About how many each process will segment.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Predicting(Value):
     settings: PredictionSettings
     out: str
     extras: tuple[str, ...] = ()
+    num_cases: int = 1
 
     def ledger(self) -> Ledger:
         """The records of the folder."""
@@ -73,7 +75,7 @@ class Predicting(Value):
             raise ModelError(f"the models in {self.model} have changed meanwhile", hint="Start the command again.")
         out, ledger, wanted = Path(self.out), self.ledger(), Wanted.of(self.extras)
         segment_cases(
-            chosen.load(self.settings, device, out, uncertainty=wanted.uncertainty),
+            chosen.load(self.settings, device, out, uncertainty=wanted.uncertainty, num_volumes=self.num_cases),
             cases,
             out,
             note,

@@ -10,6 +10,7 @@ from autoseg.domain.dataset import Case, Channel
 from autoseg.errors import ConfigError
 from autoseg.inference.beside import paths_beside, refuse_clashes
 from autoseg.inference.cases import refuse_overwriting, target
+from autoseg.inference.engines.base import WantedEngine
 from autoseg.inference.gather import Wanted
 from autoseg.inference.inputs import find_cases
 from autoseg.inference.outcome import PredictionOutcome, Tally
@@ -46,6 +47,7 @@ def predict(
     skip_empty: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    engine: WantedEngine = "auto",
     shard: str = "1/1",
     restart: bool = False,
     dicom_seg: bool = False,
@@ -70,6 +72,7 @@ def predict(
         skip_empty: Whether only one of the tiles that show nothing is predicted.
         device: See `runtime.pick_device`; several work side by side, see `parse_devices`.
         precision: See `runtime.pick_precision`.
+        engine: What runs the networks; see `Predictor`.
         shard: Which part of the cases, as in "1/4"; see `Shard`.
         restart: Do finished cases again.
         dicom_seg: Also write OUT/X.seg.dcm, a DICOM segmentation object; every input must be a DICOM series.
@@ -83,7 +86,7 @@ def predict(
     part, devices, wanted = Shard.parse(shard), parse_devices(device), wanted or Wanted()
     if dicom_seg:
         require_highdicom()
-    settings = PredictionSettings(precision=precision, tta=tta, overlap=overlap, skip_empty=skip_empty)
+    settings = PredictionSettings(precision=precision, tta=tta, overlap=overlap, skip_empty=skip_empty, engine=engine)
     with opened(model_path) as folder:
         chosen = choose(folder, configuration, folds)
         cases = _cases(inputs, part, chosen.channels, dicom_seg=dicom_seg)
@@ -117,6 +120,7 @@ def _segment(
     refuse_overwriting(cases, [*label_maps, *(path for item in label_maps for path in paths_beside(item, wanted))])
     refuse_clashes(wanted, label_maps)
     todo, skipped = (cases, ()) if restart else unfinished(task.ledger(), cases, label_maps, out)
+    task = task.model_copy(update={"num_cases": max(1, len(todo) // len(devices))})
     tally = Tally(todo, progress)
     try:
         if len(devices) > 1 and todo:

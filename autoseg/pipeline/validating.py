@@ -58,6 +58,8 @@ class _Scoring:
             ending=self.dataset.file_ending,
             device=self.settings.device,
             precision=self.settings.precision,
+            # Scores compare models: all are to be computed alike, whatever was found to be quickest when.
+            engine="torch",
             previous=None if previous is None else {case_id: previous[case_id].label_map for case_id in self.case_ids},
             progress=self.progress,
         )

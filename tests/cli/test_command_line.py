@@ -25,7 +25,17 @@ PLANNING = {"--out", "--preset", "--vram", "--measure", "--step-time", "--add", 
 
 REPAIRING = {"--repair", "--resample-labels", "--replace-nan", "--keep-orientation", "--keep-values", "--keep-empty"}
 
-PREDICTING = {"--out", "--config", "--fold", "--tta", "--overlap", "--skip-empty", "--device", "--precision"}
+PREDICTING = {
+    "--out",
+    "--config",
+    "--fold",
+    "--tta",
+    "--overlap",
+    "--skip-empty",
+    "--device",
+    "--precision",
+    "--engine",
+}
 
 FROZEN = {
     "demo": set(),

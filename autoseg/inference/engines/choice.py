@@ -1,0 +1,249 @@
+"""Which engine runs the networks: the quickest that says what PyTorch says in float32, where finding out pays.
+
+Trials are remembered beside the model, so that most predictions only look them up. A way of running the networks that
+was not tried yet is tried when that takes a small part of the work ahead.
+
+Source: docs/decisions/0035.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from autoseg import runtime
+from autoseg.domain.plan import Configuration
+from autoseg.errors import ModelError
+from autoseg.inference.engines import ENGINES, Loaded, installed
+from autoseg.inference.engines.base import Precision, Way, package_versions
+from autoseg.inference.engines.parity import compare
+from autoseg.inference.engines.trials import Trial, circumstances, recall, remember
+from autoseg.inference.ladder import if_it_fits
+from autoseg.inference.tiles import Forward
+from autoseg.io.model import Model
+
+log = logging.getLogger("autoseg")
+
+MOST_FRACTION = 0.1
+"""Largest part of the work ahead that trying further ways may take."""
+
+MIN_TILES = 50
+"""Tiles ahead from which on anything is tried: the first pass of a way, one in float32 and their repetitions take the
+time of about five."""
+
+TIMED_S = 0.5
+TIMED_CALLS = 3
+"""A way is timed for about so long, at most so often; the quickest call counts, the one that others disturbed least."""
+
+REFERENCE = Way("torch", "fp32")
+"""What every other way is held against."""
+
+_PASSES_OF_A_TRIAL = 2
+_PASSES_OF_THE_REFERENCE = 4
+"""What they cost about, in passes of the way that is used so far."""
+
+
+class _Tried(NamedTuple):
+    trial: Trial
+    loaded: Loaded | None = None
+
+
+_Found = dict[Way, _Tried]
+
+
+class Choosing:
+    """Finds the way for models that predict together.
+
+    Args:
+        models: They are kept until the choice is made.
+        settings: Of the models.
+        base: What is used where no other way was found to be quicker.
+        device: Where they run.
+        precision: As asked for; "auto" leaves it open.
+        batch: Tiles at a time.
+        is_regions: Whether outputs are regions.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        settings: Configuration,
+        base: Loaded,
+        device: torch.device,
+        precision: str,
+        batch: int,
+        *,
+        is_regions: bool,
+    ) -> None:
+        self._models, self._settings, self._device, self._batch = models, settings, device, batch
+        self._base, self._is_regions = base, is_regions
+        self._ways = candidates(base.way, device, precision)
+
+    def choose(self, tiles: Tensor, num_tiles: int) -> Loaded:
+        """The quickest way for the work ahead.
+
+        Args:
+            tiles: (n, C, *patch) of a real image, as many as go through the networks at a time, or as there are.
+            num_tiles: That will go through the networks, each mirror image of a tile counted.
+        """
+        folder = self._models[0].folder
+        here = circumstances(self._models, self._device, self._batch, package_versions(tuple(ENGINES.values())))
+        found: _Found = {trial.way: _Tried(trial) for trial in recall(folder, here)}
+        untried = [way for way in self._ways if way not in found]
+        if untried and num_tiles >= MIN_TILES:
+            num_known = len(found)
+            self._try_out(untried, found, tiles, num_tiles)
+            if len(found) > num_known:
+                remember(folder, here, [item.trial for item in found.values()])
+        return self._take(self._quickest(found, num_tiles))
+
+    def _quickest(self, found: _Found, num_tiles: int) -> _Tried | None:
+        """Of the ways that may be used, those that met the check, the quickest; the base where it is as quick."""
+        allowed = (self._base.way, REFERENCE, *self._ways)
+        met = [found[way] for way in allowed if way in found and found[way].trial.is_met]
+        return min(met, key=lambda item: item.trial.seconds(num_tiles), default=None)
+
+    def _take(self, best: _Tried | None) -> Loaded:
+        if best is None or best.trial.way == self._base.way:
+            return self._base
+        way = best.trial.way
+        try:
+            loaded = best.loaded or self._load(way)
+        except ModelError as problem:
+            log.warning("%s (going on with %s)", problem.message, self._base.way)
+            return self._base
+        loaded.keep()
+        log.info("engine: %s, %.3f s a tile", way, best.trial.seconds_per_tile)
+        return loaded
+
+    def _load(self, way: Way) -> Loaded:
+        return Loaded(self._models, self._settings, way, self._device, self._batch)
+
+    def _try_out(self, untried: Sequence[Way], found: _Found, tiles: Tensor, num_tiles: int) -> None:
+        """Try ways as long as it is worth it; what was found is added."""
+        began = time.perf_counter()
+        base_logits, base_s = _timed(self._base.forward, tiles)
+        expected: Tensor | None = None
+        for way in untried:
+            if _is_pointless(way, found):
+                continue
+            quickest = self._quickest(found, num_tiles)
+            ahead_s = base_s / len(tiles) * num_tiles if quickest is None else quickest.trial.seconds(num_tiles)
+            cost_s = ENGINES[way.engine].set_up_s * len(self._models) + _PASSES_OF_A_TRIAL * base_s
+            if expected is None and self._base.way != REFERENCE:
+                cost_s += _PASSES_OF_THE_REFERENCE * base_s
+            if time.perf_counter() - began + cost_s > MOST_FRACTION * ahead_s:
+                continue
+            if expected is None:
+                expected = if_it_fits(partial(self._reference, found, base_logits, base_s, tiles))
+            if expected is None:
+                # Not enough memory for float32.
+                return
+            tried = if_it_fits(partial(self._try, way, tiles, expected))
+            if tried is None:
+                continue
+            found[way] = tried
+            log.info("tried: %s", _words(tried.trial))
+            self._drop_all_but_the_quickest(found, num_tiles)
+
+    def _drop_all_but_the_quickest(self, found: _Found, num_tiles: int) -> None:
+        best = self._quickest(found, num_tiles)
+        for way, item in found.items():
+            if best is None or item.trial != best.trial:
+                found[way] = _Tried(item.trial)
+
+    def _reference(self, found: _Found, base_logits: Tensor, base_s: float, tiles: Tensor) -> Tensor:
+        """Logits of PyTorch in float32; adds what that, and the base, take."""
+        if self._base.way == REFERENCE:
+            logits, seconds, loaded = base_logits, base_s, self._base
+        else:
+            loaded = self._load(REFERENCE)
+            logits, seconds = _timed(loaded.forward, tiles)
+            trial = self._trial(self._base.way, 0.0, base_s, base_logits, logits)
+            found[self._base.way] = _Tried(trial, self._base)
+            log.info("tried: %s", _words(trial))
+        found[REFERENCE] = _Tried(self._trial(REFERENCE, 0.0, seconds, logits, logits), loaded)
+        return logits
+
+    def _try(self, way: Way, tiles: Tensor, expected: Tensor) -> _Tried:
+        started = time.perf_counter()
+        try:
+            loaded = self._load(way)
+            set_up_s = time.perf_counter() - started if loaded.set_up_again_s is None else loaded.set_up_again_s
+            logits, seconds = _timed(loaded.forward, tiles)
+        except ModelError as problem:
+            return _Tried(Trial(engine=way.engine, precision=way.precision, failure=problem.message))
+        return _Tried(self._trial(way, set_up_s, seconds, logits, expected), loaded)
+
+    def _trial(self, way: Way, set_up_s: float, seconds: float, logits: Tensor, expected: Tensor) -> Trial:
+        parity = compare(logits, expected, is_regions=self._is_regions)
+        return Trial(
+            engine=way.engine,
+            precision=way.precision,
+            set_up_s=set_up_s,
+            seconds_per_tile=seconds / len(logits),
+            same_labels=parity.same_labels,
+            largest_difference=parity.largest_difference,
+            mean_difference=parity.mean_difference,
+            is_met=parity.is_met(way.precision),
+        )
+
+
+def candidates(base: Way, device: torch.device, precision: str) -> tuple[Way, ...]:
+    """Ways that may be quicker than the one that is used so far, those first whose trial is cheap.
+
+    Args:
+        base: The one used so far.
+        device: Where networks run.
+        precision: As asked for; "auto" leaves open what the device does well, and float32.
+    """
+    quick = cast(Precision, runtime.pick_precision(precision, device))
+    wanted: dict[Precision, None] = dict.fromkeys((quick, "fp32") if precision == "auto" else (quick,))
+    engines = [ENGINES[name] for name in installed() if ENGINES[name].runs_on(device)]
+    ways = [
+        Way(engine.name, kind)
+        for engine in sorted(engines, key=lambda engine: engine.set_up_s)
+        for kind in wanted
+        if kind in engine.precisions
+    ]
+    return tuple(way for way in ways if way not in (base, REFERENCE))
+
+
+def _is_pointless(way: Way, found: _Found) -> bool:
+    """Whether it cannot be the quickest: in float32, where less is exact enough."""
+    return way.precision == "fp32" and any(
+        item.trial.is_met and item.trial.precision != "fp32" for item in found.values()
+    )
+
+
+def _timed(forward: Forward, tiles: Tensor) -> tuple[Tensor, float]:
+    """The logits, and seconds of a pass."""
+
+    def run() -> Tensor:
+        logits = forward(tiles)
+        # Whatever computes on its own time has done so when a number is asked for.
+        logits.flatten()[0].item()
+        return logits
+
+    started = time.perf_counter()
+    logits = run()
+    seconds = time.perf_counter() - started
+    if seconds < TIMED_S:
+        seconds = min(runtime.seconds_per_call(run, seconds=TIMED_S - seconds, most=TIMED_CALLS, warm_up=0))
+    return logits, seconds
+
+
+def _words(trial: Trial) -> str:
+    if trial.failure:
+        return f"{trial.way}: {trial.failure}"
+    verdict = "" if trial.is_met else ", too far off"
+    return (
+        f"{trial.way}: {trial.seconds_per_tile:.3f} s a tile, {trial.same_labels:.2%} of foreground labels as in "
+        f"float32, probabilities within {trial.largest_difference:.1g}{verdict}"
+    )

@@ -1,0 +1,218 @@
+"""Engines say what PyTorch says in float32, whatever is asked of the window around them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from toy_models import toy_model, toy_volume
+
+from autoseg.domain.geometry import Volume
+from autoseg.errors import ConfigError, ModelError
+from autoseg.inference.engines import ENGINES, base, pick_device_for, pick_way, pytorch
+from autoseg.inference.engines.base import Way
+from autoseg.inference.predictor import Predictor
+from autoseg.io.model import Model, load_model, save_model
+
+CPU = torch.device("cpu")
+
+PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+
+
+@pytest.fixture(params=["openvino", "onnx"])
+def engine(request: pytest.FixtureRequest) -> Any:
+    """An engine whose packages are optional."""
+    for name in PACKAGES[request.param]:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"the extra [{request.param}] is not installed: {name} is missing")
+    return request.param
+
+
+def on_disk(model: Model, folder: Path) -> Model:
+    save_model(folder, model.weights, model.card)
+    return load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Model]:
+    """Models by dims and seed, in folders that keep the forms that engines make of them, which takes seconds."""
+    root = tmp_path_factory.mktemp("models")
+    found: dict[tuple[int, int], Model] = {}
+
+    def of(dims: int, seed: int) -> Model:
+        if (dims, seed) not in found:
+            found[dims, seed] = on_disk(toy_model(seed=seed, dims=dims), root / f"{dims}-{seed}")
+        return found[dims, seed]
+
+    return of
+
+
+def body(shape: tuple[int, int, int]) -> Volume:
+    """A volume with air in the middle."""
+    volume = toy_volume(shape, (1.0, 1.5, 2.0))
+    volume.array[:, shape[0] // 4 : -shape[0] // 4] = 0
+    return volume
+
+
+@pytest.mark.parametrize(
+    ("dims", "settings"),
+    [
+        (3, {}),
+        (3, {"tta": "interleaved", "tile_batch": 3}),
+        (3, {"tta": "full", "tile_batch": 2, "skip_empty": True}),
+        (2, {"tta": "full", "tile_batch": 5}),
+    ],
+)
+def test_an_engine_predicts_what_pytorch_does(
+    engine: str, dims: int, settings: dict[str, Any], saved: Callable[[int, int], Model]
+) -> None:
+    models = [saved(dims, seed) for seed in (0, 1)]
+    volume = body((40, 16, 12))
+    found, logits = {}, {}
+    for name in ("torch", engine):
+        predictor = Predictor(models, device="cpu", precision="fp32", engine=name, **settings)  # type: ignore[arg-type]
+        assert predictor.way == Way(name, "fp32")  # type: ignore[arg-type]
+        prepared = predictor.prepare(volume)
+        with torch.inference_mode():
+            logits[name] = torch.cat([slab.clone().flatten() for _, _, slab in predictor.logits(prepared)[1]])
+        found[name] = predictor.segment(prepared)
+    torch.testing.assert_close(logits[engine], logits["torch"], atol=1e-4, rtol=1e-4)
+    assert len(np.unique(found["torch"])) > 1
+    assert np.mean(found[engine] != found["torch"]) < 1e-3  # a tie may be broken
+
+
+def test_openvino_in_bf16_is_near_float32(saved: Callable[[int, int], Model]) -> None:
+    pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
+    volume = toy_volume((20, 22, 24), (1.0, 1.5, 2.0))
+    model = saved(3, 1)
+    exact = Predictor([model], device="cpu", precision="fp32", engine="torch")(volume)
+    quick = Predictor([model], device="cpu", precision="bf16", engine="openvino")(volume)
+    assert np.mean(exact != quick) < 0.02
+
+
+def test_a_form_that_was_kept_is_used_again(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = on_disk(toy_model(), tmp_path)
+    volume = toy_volume()
+    first = Predictor([model], device="cpu", precision="fp32", engine=engine)(volume)  # type: ignore[arg-type]
+    (kept,) = (tmp_path / "engines").iterdir()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("made again")
+
+    module = sys.modules[type(ENGINES[engine]).__module__]  # type: ignore[index]
+    step = {"openvino": "exported", "onnx": "onnx_of"}[engine]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, refuse)
+        again = Predictor([model], device="cpu", precision="fp32", engine=engine)(volume)  # type: ignore[arg-type]
+        assert np.array_equal(first, again)
+        other = on_disk(toy_model(seed=5), tmp_path)
+        with pytest.raises(AssertionError, match="made again"):
+            Predictor([other], device="cpu", precision="fp32", engine=engine)  # type: ignore[arg-type]
+    # The form of weights that are gone goes too.
+    Predictor([other], device="cpu", precision="fp32", engine=engine)  # type: ignore[arg-type]
+    assert [path.name for path in (tmp_path / "engines").iterdir()] != [kept.name]
+    assert len(list((tmp_path / "engines").iterdir())) == 1
+
+
+def test_a_broken_form_is_made_anew(engine: str, tmp_path: Path) -> None:
+    model = on_disk(toy_model(), tmp_path)
+    volume = toy_volume()
+    first = Predictor([model], device="cpu", precision="fp32", engine=engine)(volume)  # type: ignore[arg-type]
+    for path in (tmp_path / "engines").rglob("*"):
+        if path.suffix in (".xml", ".onnx"):
+            path.write_bytes(path.read_bytes()[:100])
+    again = Predictor([model], device="cpu", precision="fp32", engine=engine)(volume)  # type: ignore[arg-type]
+    assert np.array_equal(first, again)
+
+
+def test_openvino_reports_nothing_to_its_makers(saved: Callable[[int, int], Model]) -> None:
+    """Merely importing it would send a message over the network."""
+    pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
+    Predictor([saved(3, 0)], device="cpu", precision="fp32", engine="openvino")
+    telemetry = importlib.import_module("openvino.tools.ovc.telemetry_utils").tm
+    assert telemetry.__name__.endswith("telemetry_stub")
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnx"])
+def test_a_missing_package_is_named_with_what_installs_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=PACKAGES[name][-1]) as problem:
+        Predictor([toy_model()], device="cpu", engine=name)  # type: ignore[arg-type]
+    assert f"pip install 'autoseg-unet[{name}]'" in problem.value.hint
+
+
+def test_precisions_that_an_engine_lacks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="onnx does not compute in bf16"):
+        pick_way("onnx", "bf16", "auto", CPU)
+    with pytest.raises(ConfigError, match="fp16"):
+        pick_way("openvino", "fp16", "auto", CPU)
+    assert pick_way("onnx", "auto", "auto", CPU) == Way("onnx", "fp32")
+    # What the plan says of an imported model holds for every engine.
+    assert pick_way("openvino", "auto", "fp32", CPU) == Way("openvino", "fp32")
+    assert pick_way("openvino", "bf16", "fp32", CPU) == Way("openvino", "bf16")
+    assert pick_way("auto", "auto", "fp32", CPU) == Way("torch", "fp32")
+
+
+def test_engines_of_the_cpu_go_there_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "find_spec", lambda name: name)
+    monkeypatch.setattr("autoseg.inference.engines.pick_device", lambda _: torch.device("cuda"))
+    assert pick_device_for("openvino", "auto") == CPU
+    assert pick_device_for("torch", "auto").type == "cuda"
+    with pytest.raises(ConfigError, match="onnx does not run on cuda"):
+        pick_device_for("onnx", "cuda")
+
+
+def test_a_compiled_network_sees_powers_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each number of tiles is compiled for up to a minute."""
+    seen: list[int] = []
+
+    def compile_(network: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
+        def run(x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return network(x)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    model, volume = toy_model(), body((40, 16, 12))
+    settings: dict[str, Any] = {"device": "cpu", "precision": "fp32", "tta": "interleaved", "tile_batch": 5}
+    found = Predictor([model], engine="compile", **settings)(volume)
+    assert np.array_equal(found, Predictor([model], engine="torch", **settings)(volume))
+    assert set(seen) <= {1, 2, 4, 8}
+    assert len(set(seen)) > 1
+
+
+def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def compile_(network: object, **_: object) -> Callable[[Tensor], Tensor]:
+        def run(x: Tensor) -> Tensor:
+            raise InvalidCxxCompiler
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    with pytest.raises(ModelError, match="cannot be compiled"):
+        Predictor([toy_model()], device="cpu", precision="fp32", engine="compile")
+
+
+def test_compiled_tiles_are_as_many_as_were_given() -> None:
+    network = pytorch.PowersOfTwo.__new__(pytorch.PowersOfTwo)
+    network._run = lambda x: x * 2
+    for number in range(1, 9):
+        x = torch.arange(float(number))[:, None]
+        assert torch.equal(network(x), x * 2)
+
+
+def test_a_model_that_was_never_saved_leaves_nothing(engine: str, tmp_path: Path) -> None:
+    model = replace(toy_model(), folder=tmp_path)
+    Predictor([model], device="cpu", precision="fp32", engine=engine)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
