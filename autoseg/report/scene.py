@@ -22,7 +22,7 @@ MIN_MARGIN_VOX = 8
 """Of the neighbourhood that is shown around the labels, on each side."""
 
 UNCERTAINTY_SUFFIX = "_uncertainty"
-"""Beside a predicted label map `CASE.ending`, how uncertain each voxel is: `CASE_uncertainty.ending`."""
+"""Beside a predicted label map `CASE.ending`, how uncertain each voxel is: `CASE_uncertainty.ending`, or `.nii.gz`."""
 
 _RGB = 3
 
@@ -144,8 +144,9 @@ def _wrong(
 def _read_uncertainty(prediction: Path, geometry: Geometry) -> NDArray[np.float32] | None:
     """What lies beside a prediction, in canonical axes; None where there is none or it does not fit."""
     stem, ending = split_ending(prediction)
-    path = prediction.with_name(f"{stem}{UNCERTAINTY_SUFFIX}{ending}")
-    if not path.is_file():
+    paths = [prediction.with_name(f"{stem}{UNCERTAINTY_SUFFIX}{name}") for name in (ending, ".nii.gz")]
+    path = next((item for item in paths if item.is_file()), None)
+    if path is None:
         return None
     try:
         volume = read_image(path, 1)
