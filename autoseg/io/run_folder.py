@@ -78,6 +78,11 @@ class RunFolder:
         return self.crossval_folder / "selection.json"
 
     @property
+    def probabilities_folder(self) -> Path:
+        """Out-of-fold probabilities by configuration and fold: a cache, which may be deleted."""
+        return self.crossval_folder / "probabilities"
+
+    @property
     def models_folder(self) -> Path:
         """Trained folds, by configuration."""
         return self.root / "models"

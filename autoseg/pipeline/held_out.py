@@ -24,9 +24,6 @@ from autoseg.report.collect import read_fold_evaluation
 from autoseg.runtime import Progress, configure_allocator
 from autoseg.training.records import VALIDATION_FOLDER
 
-PROBABILITIES = "probabilities"
-"""Folder in `RUN/crossval`: a cache, made anew where it is missing."""
-
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
@@ -126,7 +123,7 @@ def keep_probabilities(
         AutosegError: Cases that cannot be predicted.
         OSError: The disk is full.
     """
-    root = run.crossval_folder / PROBABILITIES / finished.name
+    root = run.probabilities_folder / finished.name
     stores = {fold: ProbabilityStore(root / fold_name(fold), finished.weights[str(fold)]) for fold in finished.folds}
     for fold, store in stores.items():
         held = [dataset.case(case_id) for case_id, item in finished.cases.items() if item.fold == fold]

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from autoseg.errors import AutosegError
 from autoseg.io.files import write_text
+from autoseg.io.run_folder import RunFolder
 from autoseg.report.collect import CaseRow, RunResults
 from autoseg.report.overlays import View, views
 from autoseg.report.scene import Scene, read_scene
+from autoseg.report.uncertainty import uncertainty_of
 from autoseg.report.volumes import make_volumes
 
 log = logging.getLogger("autoseg")
@@ -67,19 +69,20 @@ class Gallery:
         return len(self.keys) - len(self.embedded)
 
 
-def make_gallery(results: RunResults, ranked: Sequence[CaseRow], folder: Path, room_bytes: int) -> Gallery:
+def make_gallery(run: RunFolder, results: RunResults, ranked: Sequence[CaseRow], room_bytes: int) -> Gallery:
     """Read cases, draw their pictures, and put their volumes into the page or beside it.
 
     Args:
+        run: Its report folder gets what has no room in the page.
         results: Of the run.
         ranked: Rows of the best configuration, the worst first.
-        folder: Of the page.
         room_bytes: For the pictures and volumes in the page.
 
     Raises:
         OSError: The folder cannot be written.
     """
     ranks = ranks_of(len(ranked))
+    folder = run.report_folder
     order = [*sorted(ranks, key=lambda place: ("w" not in ranks[place], place))]
     order += [place for place in range(len(ranked)) if place not in ranks]
     shown: dict[int, Shown] = {}
@@ -92,7 +95,7 @@ def make_gallery(results: RunResults, ranked: Sequence[CaseRow], folder: Path, r
         if num_read > MAX_READ_VOX and place not in ranks:
             break
         row = ranked[place]
-        scene, problem = _scene(results, by_case[row.metrics.case])
+        scene, problem = _scene(run, results, by_case[row.metrics.case])
         if place in ranks:
             found = () if scene is None else views(scene, row.configuration, results.dataset.labels)
             size = sum(_size(view) for view in found)
@@ -135,15 +138,18 @@ def _size(view: View) -> int:
     return ELEMENT_BYTES * (1 + len(view.contours)) + len(view.png) + sum(len(one.path) for one in view.contours)
 
 
-def _scene(results: RunResults, rows: Sequence[CaseRow]) -> tuple[Scene | None, str]:
+def _scene(run: RunFolder, results: RunResults, rows: Sequence[CaseRow]) -> tuple[Scene | None, str]:
     """A case with the predictions of every configuration; why not, where that fails."""
     dataset, case_id = results.dataset, rows[0].metrics.case
     try:
         case = dataset.case(case_id)
     except KeyError:
         return None, f"case {case_id} is not in the run's dataset.json"
+    labels = dataset.labels
+    maps = {row.configuration: uncertainty_of(run, results.summary, row, is_regions=labels.has_regions) for row in rows}
+    doubts = {name: found for name, found in maps.items() if found is not None}
     try:
-        return read_scene(case, rows, dataset.labels, [channel.name for channel in dataset.channels]), ""
+        return read_scene(case, rows, labels, [channel.name for channel in dataset.channels], doubts), ""
     except AutosegError as problem:
         # Images may have moved since the training; the numbers are worth a report without them.
         log.warning("%s is not shown: %s", case_id, problem)

@@ -72,7 +72,7 @@ def write_report(run: RunFolder, planned: Mapping[str, PlannedCost] = NO_COSTS) 
     shutil.rmtree(folder / SIDE_FOLDER, ignore_errors=True)
     room = MAX_PAGE_BYTES - len(render(results, _NO_GALLERY, planned).encode())
     ranked = [row for row in worst_first(rows_of(results, results.summary.best)) if row.metrics.mean_dice is not None]
-    gallery = make_gallery(results, ranked, folder, room)
+    gallery = make_gallery(run, results, ranked, room)
     page = folder / PAGE_FILE
     write_text(page, render(results, gallery, planned))
     return page

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.domain.beside import ENTROPY
 from autoseg.domain.dataset import Case, LabelSchema
 from autoseg.domain.endings import split_ending
 from autoseg.domain.geometry import Geometry, closest_orientation
@@ -21,8 +23,7 @@ MARGIN_FRACTION = 0.3
 MIN_MARGIN_VOX = 8
 """Of the neighbourhood that is shown around the labels, on each side."""
 
-UNCERTAINTY_SUFFIX = "_uncertainty"
-"""Beside a predicted label map `CASE.ending`, how uncertain each voxel is: `CASE_uncertainty.ending`."""
+NOTHING_KNOWN: Mapping[str, NDArray[np.float32]] = MappingProxyType({})
 
 _RGB = 3
 
@@ -71,7 +72,13 @@ class Scene:
     is_2d: bool
 
 
-def read_scene(case: Case, rows: Sequence[CaseRow], schema: LabelSchema, channels: Sequence[str]) -> Scene:
+def read_scene(
+    case: Case,
+    rows: Sequence[CaseRow],
+    schema: LabelSchema,
+    channels: Sequence[str],
+    uncertainty: Mapping[str, NDArray[np.float32]] = NOTHING_KNOWN,
+) -> Scene:
     """Read a case with its predictions.
 
     Args:
@@ -79,6 +86,7 @@ def read_scene(case: Case, rows: Sequence[CaseRow], schema: LabelSchema, channel
         rows: Its results, one a configuration, at least one.
         schema: The classes.
         channels: Names of the channels of the data set.
+        uncertainty: (I, J, K) on the case's grid, by configuration; of others what lies beside the label map.
 
     Raises:
         DatasetError: A file is gone or cannot be read.
@@ -93,10 +101,11 @@ def read_scene(case: Case, rows: Sequence[CaseRow], schema: LabelSchema, channel
     predicted = {}
     for row in rows:
         labels = maps[row.configuration][box]
-        uncertainty = _read_uncertainty(row.prediction, geometry)
+        kept = uncertainty.get(row.configuration)
+        doubt = _read_uncertainty(row.prediction, geometry) if kept is None else to_canonical(kept, geometry)
         predicted[row.configuration] = Predicted(
             labels=labels,
-            uncertainty=None if uncertainty is None else uncertainty[box],
+            uncertainty=None if doubt is None else doubt[box],
             wrong=_wrong(reference_cut, labels, schema, known),
         )
     image = np.stack([to_canonical(channel, geometry)[box].astype(np.float32) for channel in volume.array])
@@ -143,8 +152,7 @@ def _wrong(
 
 def _read_uncertainty(prediction: Path, geometry: Geometry) -> NDArray[np.float32] | None:
     """What lies beside a prediction, in canonical axes; None where there is none or it does not fit."""
-    stem, ending = split_ending(prediction)
-    path = prediction.with_name(f"{stem}{UNCERTAINTY_SUFFIX}{ending}")
+    path = prediction.with_name(split_ending(prediction)[0] + ENTROPY)
     if not path.is_file():
         return None
     try:

@@ -112,11 +112,12 @@ def test_volumes_lie_in_the_page_or_beside_it_for_every_case(folder: Path) -> No
 
 
 def test_without_room_volumes_go_beside_the_page_and_pictures_are_left_out(tmp_path: Path) -> None:
-    results = collect(make_run(tmp_path, num_cases=4, configurations=("3d_fullres",)))
-    gallery = make_gallery(results, results.cases, tmp_path / "report", 0)
+    run = make_run(tmp_path, num_cases=4, configurations=("3d_fullres",))
+    results = collect(run)
+    gallery = make_gallery(run, results, results.cases, 0)
     assert (len(gallery.keys), gallery.num_beside) == (4, 4)
     assert all(item.views == () and "no room" in item.problem for item in gallery.shown)
-    assert len(list((tmp_path / "report" / "volumes").glob("*.js"))) == 4
+    assert len(list((run.report_folder / "volumes").glob("*.js"))) == 4
 
 
 def test_an_older_reports_volumes_are_taken_away(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from autoseg.io.probabilities import LAST_CODE, ProbabilityStore
 from autoseg.io.run_folder import RunFolder, fold_name
 from autoseg.network import unet
 from autoseg.pipeline import results, selecting
-from autoseg.pipeline.held_out import PROBABILITIES, finished_configurations, keep_probabilities
+from autoseg.pipeline.held_out import finished_configurations, keep_probabilities
 from autoseg.pipeline.selecting import select
 from autoseg.pipeline.validating import validate_fold
 from autoseg.report.collect import ReportSummary
@@ -76,7 +76,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     for seed, name in enumerate(("2d", "3d_fullres")):
         for fold, members in enumerate(run.read_splits().folds):
             folder = run.fold_folder(name, fold)
-            store = ProbabilityStore(run.crossval_folder / PROBABILITIES / name / fold_name(fold), SHA)
+            store = ProbabilityStore(run.probabilities_folder / name / fold_name(fold), SHA)
             pairs = []
             for case in (dataset.case(case_id) for case_id in members.validation):
                 codes, labels = noisy(case, seed)

@@ -10,18 +10,22 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from chosen_run import PAIR, make_chosen_run
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
-from synthetic_run import SCHEMA
+from synthetic_run import SCHEMA, SHAPE
 
 from autoseg.domain.dataset import Case
 from autoseg.domain.geometry import Geometry
 from autoseg.evaluation.metrics import case_metrics
 from autoseg.evaluation.summaries import CaseMetrics
 from autoseg.io.images import write_image, write_labels
+from autoseg.io.probabilities import ProbabilityStore
+from autoseg.io.run_folder import fold_name
 from autoseg.io.viewing import nifti_gz
-from autoseg.report.collect import CaseRow
+from autoseg.report.collect import CaseRow, collect
 from autoseg.report.scene import MIN_MARGIN_VOX, read_scene
+from autoseg.report.uncertainty import entropy_of, uncertainty_of
 from autoseg.report.volumes import ADDED, CONFUSED, MAX_SIDE_VOX, MISSED, error_map, make_volumes
 
 
@@ -121,3 +125,32 @@ def test_colours_and_scales_survive_in_a_nifti_in_memory() -> None:
     scaled = nib.Nifti1Image.from_bytes(gzip.decompress(nifti_gz(grey, affine, slope=0.5, intercept=-100.0)))
     assert scaled.get_fdata() == pytest.approx(grey * 0.5 - 100)
     assert nifti_gz(grey, affine) == nifti_gz(grey, affine)
+
+
+def test_entropy_is_a_part_of_the_largest_possible_one() -> None:
+    rows = np.array([[1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0, 0]], np.float32)
+    found = entropy_of(rows.T, is_regions=False)
+    assert found == pytest.approx([0, 1, 0.5], abs=1e-5)
+    regions = np.array([[0.5, 1.0], [1.0, 1.0]], np.float32)
+    assert entropy_of(regions, is_regions=True) == pytest.approx([0.5, 0], abs=1e-5)
+
+
+def test_kept_probabilities_of_a_pair_become_one_uncertainty(tmp_path: Path) -> None:
+    """The mean of a sure background and a sure class is as uncertain as two classes can be, at its voxel."""
+    run = make_chosen_run(tmp_path)
+    results = collect(run)
+    row = next(item for item in results.cases if item.configuration == PAIR)
+    assert uncertainty_of(run, results.summary, row, is_regions=False) is None
+    case = results.dataset.case(row.metrics.case)
+    for name in ("2d", "3d_fullres"):
+        codes = np.zeros((3, *SHAPE[::-1]), np.uint8)
+        codes[0] = 255
+        if name == "2d":
+            codes[:, 5, 20, 11] = (0, 255, 0)
+        folder = run.probabilities_folder / name / fold_name(row.fold)
+        ProbabilityStore(folder, "0" * 64).write(case, codes)
+    found = uncertainty_of(run, results.summary, row, is_regions=False)
+    assert found.shape == SHAPE
+    assert found[11, 20, 5] == pytest.approx(np.log(2) / np.log(3), abs=1e-4)
+    found[11, 20, 5] = 0
+    assert found.max() < 1e-4
