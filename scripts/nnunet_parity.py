@@ -254,7 +254,7 @@ def compare_model(args: argparse.Namespace, folder: Path, work: Path, images: Pa
         predict_by_nnunet(args, lowres, cases, work / "lowres", None)
         previous_folder = work / "lowres" / "stock" / "none"
     predict_by_nnunet(args, folder, cases, work / "oracle", previous_folder)
-    predictor = Predictor(models, device="cpu")
+    predictor = Predictor(models, device="cpu", engine="torch")
     mirrored = {"none": predictor._forward, "full": with_mirroring(predictor._forward, predictor.settings)}
     first = restore(models[0].card.settings.network, models[0].weights)
     result: dict[str, Any] = {
@@ -274,7 +274,9 @@ def compare_model(args: argparse.Namespace, folder: Path, work: Path, images: Pa
     for mirroring in MIRRORINGS:
         out = work / "autoseg" / mirroring
         previous_models = load_previous(models)
-        predict_cases(models, cases, out, device="cpu", tta=mirroring, previous=previous_models).raise_failures()
+        predict_cases(
+            models, cases, out, device="cpu", tta=mirroring, engine="torch", previous=previous_models
+        ).raise_failures()
         for case in cases:
             ours = next(out.glob(f"{case.id}.*"))
             for name in ("stock", "float32"):

@@ -54,7 +54,7 @@ def test_logits_and_labels_are_nnunets(
     model: str, theirs: str, ours: str, tta: str, runs: dict[str, Imported], tmp_path: Path
 ) -> None:
     run = runs[model].run
-    predictor = Predictor(load_models(run, ours, None), device="cpu")
+    predictor = Predictor(load_models(run, ours, None), device="cpu", engine="torch")
     if tta == "full":
         predictor._forward = with_mirroring(predictor._forward, predictor.settings)
     case = the_case(model, predictor.num_channels)
@@ -84,7 +84,7 @@ def test_predict_writes_nnunets_label_map_on_the_images_grid(
     model: str, runs: dict[str, Imported], tmp_path: Path
 ) -> None:
     files = sorted((MODELS / model).glob("case_*.nii.gz"))
-    outcome = predict(runs[model].run, files, tmp_path / "out", device="cpu", tta="full")
+    outcome = predict(runs[model].run, files, tmp_path / "out", device="cpu", tta="full", engine="torch")
     outcome.raise_failures()
     expected, reference = read_labels(next((MODELS / model).glob("*_full.nii.gz")))
     found, _ = read_labels(tmp_path / "out" / "case.nii.gz", reference)
@@ -95,7 +95,9 @@ def test_a_cascade_goes_the_whole_way_by_itself(runs: dict[str, Imported], tmp_p
     models = load_models(runs["cascade"].run, "3d_cascade", None)
     assert [model.card.configuration for model in load_previous(models) or ()] == ["3d_lowres"]
     image = MODELS / "cascade" / "case_0000.nii.gz"
-    predict(runs["cascade"].run, [image], tmp_path, configuration="3d_cascade", device="cpu").raise_failures()
+    predict(
+        runs["cascade"].run, [image], tmp_path, configuration="3d_cascade", device="cpu", engine="torch"
+    ).raise_failures()
     found, _ = read_labels(tmp_path / "case.nii.gz")
     expected, _ = read_labels(MODELS / "cascade" / "3d_cascade_fullres_none.nii.gz")
     assert np.array_equal(found, expected)

@@ -255,7 +255,8 @@ def test_the_first_of_many_volumes_finds_the_engine(tmp_path: Path, monkeypatch:
 
     def timed(forward: Callable[[Tensor], Tensor], tiles: Tensor) -> tuple[Tensor, float]:
         found = forward(tiles)
-        return found, 1.0 if found.dtype == torch.bfloat16 else 2.0
+        # Far above what setting it up takes on the slowest machine.
+        return found, 1e5 if found.dtype == torch.bfloat16 else 2e5
 
     # Whatever the processor: bf16 is on offer, and the quicker one.
     monkeypatch.setattr(choice, "installed", lambda: ("torch",))
