@@ -168,10 +168,11 @@ def test_run_cross_validates_every_configuration_and_chooses(
 ) -> None:
     run, image = tmp_path / "run", sorted((dataset / "imagesTs").glob("*.nii.gz"))[0]
     flat = ["--set", "2d.network.features_per_stage=[4,8,8,8]", "--set", "2d.training.batch_size=4"]
+    flat += ["--set", "2d.training.steps_per_epoch=3", "--set", "2d.training.validation_steps_per_epoch=1"]
     words = ["run", str(dataset), "--out", str(run), "--epochs", "1", *SMALL, *flat]
     assert main(words) == 0
     selection = json.loads((run / "crossval" / "selection.json").read_text())
-    assert {item["name"] for item in selection["candidates"]} == {"2d", "3d_fullres", "2d + 3d_fullres"}
+    assert {item["name"] for item in selection["candidates"]} == {"2d", "3d_fullres", "3d_fullres + 2d"}
     assert selection["num_cases"] == NUM_CASES
     written = (run / "inference.json").stat().st_mtime_ns
     assert main(words) == 0
