@@ -47,6 +47,11 @@ class CostRow:
     measured: str
 
 
+def is_flat(results: RunResults) -> bool:
+    """Whether all images are pictures of one slice."""
+    return all(shape[0] == 1 for shape in results.fingerprint.shapes)
+
+
 def data_facts(results: RunResults) -> Iterator[tuple[str, str]]:
     """The data set at a glance."""
     fingerprint, dataset = results.fingerprint, results.dataset

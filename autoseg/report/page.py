@@ -21,7 +21,15 @@ from autoseg.report import wording
 from autoseg.report.card import model_card
 from autoseg.report.chart_data import chart_data, defined_metrics
 from autoseg.report.collect import SUMMARY_FILE, CaseRow, ConfigurationResult, RunResults, cases_csv, collect
-from autoseg.report.facts import PlannedCost, class_presence, cost_rows, data_facts, provenance, total_training
+from autoseg.report.facts import (
+    PlannedCost,
+    class_presence,
+    cost_rows,
+    data_facts,
+    is_flat,
+    provenance,
+    total_training,
+)
 from autoseg.report.findings import NUM_SHOWN, find
 from autoseg.report.gallery import SIDE_FOLDER, Gallery, make_gallery
 from autoseg.report.method import describe
@@ -102,6 +110,7 @@ def render(results: RunResults, gallery: Gallery, planned: Mapping[str, PlannedC
             dataset=results.dataset,
             plan=results.plan,
             names=names,
+            is_flat=is_flat(results),
             shorts=in_short(results),
             findings=find(results)[:NUM_SHOWN],
             first_row={

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoseg.report.collect import CaseRow, RunResults
-from autoseg.report.facts import total_training
+from autoseg.report.facts import is_flat, total_training
 from autoseg.report.findings import why_low
 from autoseg.report.tally import rows_of, tally
 from autoseg.report.wording import gigabytes, number, times
@@ -56,7 +56,9 @@ def _answers(results: RunResults) -> Iterator[Short]:
 def _data(results: RunResults) -> Short:
     """Data set and plan in a sentence each."""
     fingerprint, plan = results.fingerprint, results.plan
-    shape, spacing = (np.median(np.array(rows), axis=0) for rows in (fingerprint.shapes, fingerprint.spacings_mm))
+    first, axes = (1, "Y × X") if is_flat(results) else (0, "Z × Y × X")
+    rows = (fingerprint.shapes, fingerprint.spacings_mm)
+    shape, spacing = (np.median(np.array(one)[:, first:], axis=0) for one in rows)
     networks = "; ".join(
         f"{name} sees patches of {times(one.network.patch_size)} voxels at {times(one.preprocess.target_spacing)} mm, "
         f"{one.training.batch_size} at a time"
@@ -66,7 +68,7 @@ def _data(results: RunResults) -> Short:
     return Short(
         "What are the data and the plan?",
         f"{len(results.dataset.cases)} images ({channels}), median {times(shape)} voxels of {times(spacing)} mm "
-        f"(Z × Y × X). {networks}. Why: see the plan below.",
+        f"({axes}). {networks}. Why: see the plan below.",
     )
 
 

@@ -23,6 +23,9 @@ from autoseg.report.scene import Predicted, Scene
 MAX_SIDE_VOX = 128
 """Longest side of a volume; longer ones are reduced by a whole number, blocks of the image to their mean."""
 
+MAX_FLAT_SIDE_VOX = 384
+"""The same of a picture, which has one slice only."""
+
 MAX_CHANNELS = 4
 """Image channels that are kept."""
 
@@ -72,8 +75,9 @@ class CaseVolumes:
 
 
 def make_volumes(case: str, scene: Scene, schema: LabelSchema) -> CaseVolumes:
-    """The volumes of a case, no side longer than `MAX_SIDE_VOX`."""
-    step = tuple(-(-size // MAX_SIDE_VOX) for size in scene.reference.shape)
+    """The volumes of a case, no side longer than `MAX_SIDE_VOX`; of a picture `MAX_FLAT_SIDE_VOX`."""
+    most = MAX_FLAT_SIDE_VOX if scene.is_2d else MAX_SIDE_VOX
+    step = tuple(-(-size // most) for size in scene.reference.shape)
     affine = _affine_for_viewer(scene, step)
     table = _class_table(schema)
     reference = _middles(scene.reference, step)

@@ -103,11 +103,12 @@
     viewer.volumes.slice().reverse().forEach((old) => viewer.removeVolume(old));
     made.forEach((item) => viewer.addVolume(item));
     viewer.setRadiologicalConvention(!volumes.flat);
+    viewer.opts.isOrientationTextVisible = !volumes.flat;
     if (volumes.focus[row.configuration]) viewer.scene.crosshairPos = volumes.focus[row.configuration];
     shown = { names, images, flat: volumes.flat };
     offer();
     apply();
-    say(`${row.case}, ${row.configuration}${volumes.reduced ? "; voxels are joined, so that no side is longer than 128" : ""}; cut to the neighbourhood of the labels.`);
+    say(`${row.case}, ${row.configuration}${volumes.reduced ? "; voxels are joined, to keep this file small" : ""}; cut to the neighbourhood of the labels.`);
   }
 
   function offer() {
