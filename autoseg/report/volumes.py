@@ -159,8 +159,9 @@ def _affine_for_viewer(scene: Scene, step: tuple[int, ...]) -> NDArray[np.float6
 
 def _images(scene: Scene, step: tuple[int, ...], affine: NDArray[np.float64]) -> dict[str, str]:
     if scene.is_colour:
-        levels = np.stack([_levels(_means(channel, step), (0.0, 100.0))[0] for channel in scene.image], axis=-1)
-        return {"image": _encode(levels, affine)}
+        # One window for all three, so that colours stay what they are.
+        values = np.stack([_means(channel, step) for channel in scene.image], axis=-1)
+        return {"image": _encode(_levels(values, (0.0, 100.0))[0], affine)}
     pairs = list(zip(scene.channels, scene.image, strict=True))[:MAX_CHANNELS]
     return {name: _encode_values(_means(channel, step), affine, WINDOW_PERCENTILES) for name, channel in pairs}
 

@@ -226,6 +226,7 @@ def test_the_print_view_is_whole(opened: Opened) -> None:
 def test_nothing_is_wider_than_the_window(browser: Any, page_file: Path, width: int, scheme: str) -> None:
     opened = open_page(browser, page_file, color_scheme=scheme)
     opened.page.set_viewport_size({"width": width, "height": 900})
+    opened.page.evaluate("document.querySelector('h1').textContent = 'A_data_set_with_a_name_of_one_very_long_word'")
     opened.page.wait_for_timeout(400)
     assert opened.page.evaluate("document.documentElement.scrollWidth") == width
     ink, back = (
