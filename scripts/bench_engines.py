@@ -108,7 +108,7 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
         loaded, seconds = set_up(models, way, probe.tile_batch, tiles)
         rows[way] = seconds | {"seconds": [], "dice": [], "reference": [], "parity": []}
         predictors[way] = Predictor(models, device="cpu", engine="torch", precision="fp32", tta=wanted.tta)
-        predictors[way]._running._loaded = loaded
+        predictors[way]._running._use(loaded)
         print(way, {key: round(value, 2) for key, value in seconds.items()}, flush=True)
     cases = every_case[: wanted.cases]
     num_tiles = 0

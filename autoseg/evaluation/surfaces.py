@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.metrics.utils import get_mask_edges
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
@@ -58,6 +57,9 @@ def surfaces(
         second: The same shape.
         spacing_mm: One entry an axis.
     """
+    # It takes a second to import, which predictions, too, would wait for.
+    from monai.metrics.utils import get_mask_edges
+
     padded = [torch.from_numpy(np.pad(mask, 1)) for mask in (first, second)]
     rows = padded[0].shape[0]
     step = max(1, _SLAB_VOXELS // max(1, padded[0][0].numel()))

@@ -12,7 +12,6 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from autoseg.domain.dataset import LabelSchema
@@ -26,13 +25,13 @@ from autoseg.io.files import atomic_path
 
 SEGMENTATION_ENDING = ".seg.dcm"
 
-ANYTHING = Code("91723000", "SCT", "Anatomical Structure")
+ANYTHING = ("91723000", "SCT", "Anatomical Structure")
 """Category and type of every segment: class names are free text, and a code guessed from them could be a wrong one.
 
 Source: SNOMED CT, in DICOM PS3.16, CID 7150 "Segmentation Property Categories".
 """
 
-_ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
+_ARTIFICIAL_INTELLIGENCE = ("123110", "DCM", "Artificial Intelligence")
 """Source: DICOM PS3.16, CID 7162 "Algorithm Family"."""
 
 _UTF_8 = "ISO_IR 192"
@@ -208,10 +207,11 @@ def _build(
 
 def _descriptions(schema: LabelSchema, algorithm: Algorithm) -> list[Any]:
     import highdicom
+    from pydicom.sr.coding import Code
 
     identification = highdicom.AlgorithmIdentificationSequence(
         name=algorithm.name,
-        family=_ARTIFICIAL_INTELLIGENCE,
+        family=Code(*_ARTIFICIAL_INTELLIGENCE),
         version=algorithm.version,
         parameters=dict(algorithm.parameters),
     )
@@ -220,8 +220,8 @@ def _descriptions(schema: LabelSchema, algorithm: Algorithm) -> list[Any]:
         description = highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=item.name.replace("\\", "/")[:_LABEL_LENGTH],
-            segmented_property_category=ANYTHING,
-            segmented_property_type=ANYTHING,
+            segmented_property_category=Code(*ANYTHING),
+            segmented_property_type=Code(*ANYTHING),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=identification,
         )
