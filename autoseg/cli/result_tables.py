@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autoseg.evaluation.crossval import Evaluation, lesions_text, table
+from autoseg.evaluation.crossval import Evaluation, table
 from autoseg.evaluation.selection import Candidate, CandidateComparison, Selection
 from autoseg.evaluation.statistics import Interval
 from autoseg.evaluation.summaries import Summary
@@ -42,7 +43,7 @@ def report_tables(summary: ReportSummary) -> Iterator[Table | Text]:
 
 
 def _configurations(summary: ReportSummary) -> Table:
-    shown = Table(title=f"{summary.dataset}: {summary.num_cases} cases, {summary.num_patients} patients")
+    shown = _compact(f"{summary.dataset}: {summary.num_cases} cases, {summary.num_patients} patients")
     for title in ("configuration", "folds", "cases", "mean foreground Dice", "95 % interval", "s a case"):
         shown.add_column(title, overflow="fold")
     candidates = {} if summary.selection is None else {item.name: item for item in summary.selection.candidates}
@@ -61,27 +62,33 @@ def _seconds(candidate: Candidate | None) -> str:
 
 
 def _classes(name: str, summary: Summary) -> Table:
-    shown = Table(
-        title=f"Classes, {name}", caption="Means over the cases that contain the class; lesions over all cases."
+    """Narrow enough for a terminal of 80 columns; all figures are in the page and in summary.json."""
+    shown = _compact(
+        f"Classes, {name}",
+        "Means over the cases that contain the class: Dice, surface Dice (NSD), distance, relative volume error.\n"
+        "Lesions: F1 over all cases.",
     )
-    titles = ("class", "Dice", "95 % interval", "NSD", "HD95 mm", "volume error", "lesion P / R / F1", "missed")
-    for title in (*titles, "false alarms"):
+    for title in ("class", "Dice", "95 % interval", "NSD", "HD95 mm", "volume", "lesions", "missed", "false"):
         shown.add_column(title, overflow="fold")
     for item in summary.classes:
         dice = item.metric("dice")
         relative = item.metric("relative_volume_error").mean
         shown.add_row(
             item.name,
-            _number(dice.mean),
+            _number(dice.mean, 3),
             _interval(dice.interval),
-            _number(item.metric("surface_dice").mean),
+            _number(item.metric("surface_dice").mean, 3),
             _number(item.metric("hd95_mm").mean, 2),
             "–" if relative is None else f"{relative:+.1%}",
-            lesions_text(item),
-            f"{item.num_missed} of {item.num_present}",
-            f"{item.num_spurious} of {item.num_absent}",
+            "–" if item.lesions is None else _number(item.lesions.f1, 2),
+            f"{item.num_missed}/{item.num_present}",
+            f"{item.num_spurious}/{item.num_absent}",
         )
     return shown
+
+
+def _compact(title: str, caption: str | None = None) -> Table:
+    return Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _comparisons(selection: Selection) -> Table | Text:
@@ -90,7 +97,7 @@ def _comparisons(selection: Selection) -> Table | Text:
     if not rows:
         return Text("")
     test = f"p by {selection.statistics.test}, over {selection.statistics.num_patients} patients"
-    shown = Table(title="Dice compared", caption=test)
+    shown = _compact("Dice compared", test)
     for title in ("first", "second", "difference", "95 % interval", "p", "adjusted", "effect"):
         shown.add_column(title, overflow="fold")
     for row in rows:
@@ -134,4 +141,4 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def _interval(interval: Interval | None) -> str:
-    return "–" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
+    return "–" if interval is None else f"{interval.low:.3f}–{interval.high:.3f}"
