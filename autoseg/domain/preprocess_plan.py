@@ -15,6 +15,9 @@ from autoseg.domain.values import GrownValue, Value, digest_of
 NEVER_SEPARATE = 1e9
 """A `separate_axis_ratio` that no image reaches: all axes are always resampled alike."""
 
+LabelDecision = Literal["half", "largest"]
+"""Which class takes a voxel of a resampled label map: see `PreprocessPlan`."""
+
 NormalizationScheme = Literal["zscore", "ct", "none", "rescale", "rgb"]
 
 
@@ -52,6 +55,8 @@ class PreprocessPlan(GrownValue):
         crop_to_nonzero: Whether the box around non-zero voxels is cut out first.
         image_order: Spline order for images.
         label_order: Spline order for labels, per class.
+        label_decision: "half": classes in ascending order take the voxels they fill at least half; "largest": each
+            voxel goes to the class that fills most of it, which needs a `label_order` of 0 or 1.
         logits_order: Spline order on the way back.
         separate_axis_ratio: Above this spacing ratio the coarse axis is resampled on its own; 0: whenever there is one.
         image_coarse_order: Spline order for images along the coarse axis.
@@ -70,6 +75,7 @@ class PreprocessPlan(GrownValue):
         "logits_separate_axis_ratio",
         "resamples",
         "trusts_tiff_spacing",
+        "label_decision",
     )
 
     orientation: Literal["RAS", "native"] = "RAS"
@@ -87,6 +93,7 @@ class PreprocessPlan(GrownValue):
     logits_separate_axis_ratio: float | None = None
     resamples: bool = True
     trusts_tiff_spacing: bool = True
+    label_decision: LabelDecision = "half"
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -94,6 +101,8 @@ class PreprocessPlan(GrownValue):
             raise ValueError(f"axis_order must be a permutation of 0, 1, 2, got {self.axis_order}")
         if len(self.target_spacing) not in (2, 3) or any(not value > 0 for value in self.target_spacing):
             raise ValueError(f"target_spacing needs 2 or 3 positive entries, got {self.target_spacing}")
+        if self.label_decision == "largest" and self.label_order not in (0, 1):
+            raise ValueError(f"label_decision 'largest' needs a label_order of 0 or 1, got {self.label_order}")
         return self
 
     @property

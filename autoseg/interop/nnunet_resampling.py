@@ -87,6 +87,8 @@ def resampling_fields(foreign: ForeignConfiguration, problems: list[str]) -> dic
         "logits_order": 1 if logits.order is None else logits.order,
         "logits_coarse_order": logits.coarse_order,
     }
+    if fields["label_order"] >= 1:
+        fields["label_decision"] = "largest"
     for name, rule in (("label", labels), ("logits", logits)):
         if rule.separate_axis_ratio != ratio:
             fields[f"{name}_separate_axis_ratio"] = rule.separate_axis_ratio

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from autoseg.domain.dataset import IGNORE_INDEX
+from autoseg.domain.preprocess_plan import LabelDecision
 from autoseg.preprocessing.crop import Box
+from autoseg.preprocessing.largest_label import axis_neighbours, take_largest
 from autoseg.preprocessing.spline import AxisOperator, axis_operator
 
 Shape = tuple[int, int, int]
@@ -27,7 +29,7 @@ SEPARATE_AXIS_RATIO = 3.0
 """Spacing ratio above which the coarse axis is resampled with order 0. Source: nnU-Net v2."""
 
 LABEL_THRESHOLD = 0.5
-"""Part of an output voxel that a class must fill to take it. Source: nnU-Net v2."""
+"""Part of an output voxel that a class must fill to take it. Source: nnU-Net v2 with batchgenerators before 0.25.5."""
 
 # Spacings this close are one: an oblique affine gives them with rounding errors of float32.
 _SAME_SPACING_FRACTION = 1e-6
@@ -97,10 +99,13 @@ class GridChange:
         """Whether nothing changes."""
         return self.shape == self.new_shape
 
+    def order_along(self, axis: int) -> int:
+        """Spline order along one axis."""
+        return self.coarse_order if axis == self.coarse_axis else self.order
+
     def operator(self, axis: int) -> AxisOperator:
         """The operator along one axis."""
-        order = self.coarse_order if axis == self.coarse_axis else self.order
-        return axis_operator(self.shape[axis], self.new_shape[axis], order)
+        return axis_operator(self.shape[axis], self.new_shape[axis], self.order_along(axis))
 
 
 def grid_change(
@@ -295,12 +300,14 @@ def resample_labels(
     *,
     order: int = 1,
     separate_axis_ratio: float = SEPARATE_AXIS_RATIO,
+    decision: LabelDecision = "half",
     device: str | torch.device = "cpu",
 ) -> NDArray[np.int16]:
-    """Resample class indices: each class on its own, in ascending order, taking the voxels it fills at least half.
+    """Resample class indices.
 
-    Voxels that no class fills half become the first class present (background, as a rule). The ignore index comes last.
-    Only the box that a class may reach is computed.
+    "half": each class on its own, in ascending order, takes the voxels it fills at least half. Voxels that no class
+    fills half become the first class present (background, as a rule). The ignore index comes last. Only the box that a
+    class may reach is computed. "largest": see `largest_label`.
 
     Args:
         labels: (D, H, W) class indices.
@@ -309,16 +316,25 @@ def resample_labels(
         target: Millimetres wanted.
         order: Spline order of the class masks; 0 gives the nearest label.
         separate_axis_ratio: See `coarse_axis`.
-        device: Where the products are computed.
+        decision: Which class takes a voxel that several fill in part.
+        device: Where the products of "half" are computed; "largest" is computed in main memory.
 
     Returns:
         new_shape, int16; every value occurs in the input.
 
-    Source: nnU-Net v2 (threshold 0.5, ascending).
+    Raises:
+        ValueError: An order that the decision cannot be had with.
+
+    Source: nnU-Net v2; "half" (threshold 0.5, ascending) with batchgenerators before 0.25.5, "largest" since.
     """
     change = grid_change(labels.shape, new_shape, spacing, target, order=order, separate_axis_ratio=separate_axis_ratio)
     if change.is_identity:
         return labels.copy()
+    if decision == "largest":
+        first, second, third = (
+            axis_neighbours(change.shape[axis], change.new_shape[axis], change.order_along(axis)) for axis in range(3)
+        )
+        return take_largest(labels, (first, second, third))
     lowest = int(labels.min())
     present = [int(value) for value in np.flatnonzero(np.bincount((labels - lowest).reshape(-1))) + lowest]
     if present[0] == IGNORE_INDEX:

@@ -178,6 +178,7 @@ def prepare_labels(
         trail.planned_spacing_mm,
         order=plan.label_order,
         separate_axis_ratio=_chosen(plan.label_separate_axis_ratio, plan.separate_axis_ratio),
+        decision=plan.label_decision,
         device=device,
     )
 
