@@ -57,19 +57,21 @@ def axis_neighbours(num_in: int, num_out: int, order: int) -> AxisNeighbours:
     """
     if order not in (0, 1):
         raise ValueError(f"the order of a label map's largest part must be 0 or 1, got {order}")
-    # In this very order of operations, as in SciPy: whether two labels have the same part is decided to the last bit.
-    positions = np.clip((np.arange(num_out, dtype=np.float64) + 0.5) * (num_in / num_out) - 0.5, 0, num_in - 1)
-    rounded = np.floor(positions + 0.5).astype(np.int64)
+    # Positions and weights in this very order of operations, as in SciPy: whether two labels have the same part is
+    # decided to the last bit.
+    positions = (np.arange(num_out, dtype=np.float64) + 0.5) * (num_in / num_out) - 0.5
+    rounded = np.clip(np.floor(positions + 0.5).astype(np.int64), 0, num_in - 1)
     if order == 0 or num_in == num_out:
         weight = np.stack((np.ones(num_out), np.zeros(num_out)))
         return AxisNeighbours(rounded, rounded, weight, np.zeros(num_out, np.int64), is_single=True)
     below = np.floor(positions).astype(np.int64)
-    fraction = positions - below
+    before = 1 - (positions - below)
+    # Beyond the first and the last centre both are the row at the edge.
     return AxisNeighbours(
-        below=below,
+        below=np.maximum(below, 0),
         above=np.minimum(below + 1, num_in - 1),
-        weight=np.stack((1 - fraction, fraction)),
-        nearest=rounded - below,
+        weight=np.stack((before, 1 - before)),
+        nearest=rounded - np.maximum(below, 0),
         is_single=False,
     )
 

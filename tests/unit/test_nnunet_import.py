@@ -413,8 +413,12 @@ def test_arguments_of_resampling_are_honoured(tmp_path: Path) -> None:
     )
     assert (plan.image_order, plan.image_coarse_order, plan.separate_axis_ratio) == (1, 3, 0.0)
     # Where force_separate_z is left out nnU-Net never resamples an axis on its own, whatever the threshold.
-    assert (plan.label_order, plan.label_separate_axis_ratio) == (0, 1e9)
+    assert (plan.label_order, plan.label_decision, plan.label_separate_axis_ratio) == (0, "half", 1e9)
     assert (plan.logits_order, plan.logits_coarse_order, plan.logits_separate_axis_ratio) == (0, 0, 1e9)
+
+
+def test_labels_go_to_the_class_that_fills_most_where_there_is_a_choice(tmp_path: Path) -> None:
+    assert imported_preprocessing(tmp_path).label_decision == "largest"
 
 
 def test_the_fields_of_resampling_are_left_out_of_the_digest_where_nothing_is_special(tmp_path: Path) -> None:
@@ -427,6 +431,7 @@ def test_the_fields_of_resampling_are_left_out_of_the_digest_where_nothing_is_sp
         "crop_to_nonzero",
         "image_order",
         "label_order",
+        "label_decision",
         "logits_order",
         "separate_axis_ratio",
     }
