@@ -29,7 +29,7 @@ SEPARATE_AXIS_RATIO = 3.0
 """Spacing ratio above which the coarse axis is resampled with order 0. Source: nnU-Net v2."""
 
 LABEL_THRESHOLD = 0.5
-"""Part of an output voxel that a class must fill to take it. Source: nnU-Net v2 with batchgenerators before 0.25.5."""
+"""Part of an output voxel that a class must fill to take it. Source: nnU-Net v2 with older batchgenerators."""
 
 # Spacings this close are one: an oblique affine gives them with rounding errors of float32.
 _SAME_SPACING_FRACTION = 1e-6
@@ -325,7 +325,7 @@ def resample_labels(
     Raises:
         ValueError: An order that the decision cannot be had with.
 
-    Source: nnU-Net v2; "half" (threshold 0.5, ascending) with batchgenerators before 0.25.5, "largest" since.
+    Source: nnU-Net v2; "half" (threshold 0.5, ascending) with older batchgenerators, "largest" with 0.25.5.
     """
     change = grid_change(labels.shape, new_shape, spacing, target, order=order, separate_axis_ratio=separate_axis_ratio)
     if change.is_identity:
