@@ -8,6 +8,10 @@ An arm is NAME:KEY=VALUE;KEY=VALUE with keys of the plan (`network.` and `traini
 finished is not done again. The score is that of the final weights on the fold's validation cases. With --steps the arms
 do the same number of steps, however long these take: other programs may run beside it. With --seconds they get the same
 time, and nothing else may run. Writes OUT/results.json and prints a table with the curve of the pseudo-Dice.
+
+Keys with `first.` before them make a first training, with these keys, of half of the steps or of `first.steps`; the
+training itself begins with its final weights (`--pretrained`) and has the rest of the steps, and its curve is the one
+shown. So a patch can grow: --arm "growing:first.network.patch_size=[24,32,24];first.training.decay_power=0.01".
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import argparse
 import json
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,9 @@ EPOCHS = 8
 """Points of the curve where steps are counted."""
 
 VALIDATION_STEPS = 3
+
+FIRST = "first."
+"""Before the keys of a first training, whose weights the training itself begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +51,13 @@ class Comparison:
     plan_words: tuple[str, ...]
 
 
-def make_run(what: Comparison, arm: str, keys: tuple[str, ...], seed: int) -> RunFolder:
+def make_run(what: Comparison, arm: str, keys: tuple[str, ...], seed: int, steps: int | None) -> RunFolder:
     """The run of one arm and seed, planned if it is not yet."""
     run = RunFolder(what.out / what.data.name / f"{arm}_seed{seed}")
     if not run.plan_file.is_file():
         settings = [f"training.validation_steps_per_epoch={VALIDATION_STEPS}", *keys]
-        if what.steps is not None:
-            settings.append(f"training.steps_per_epoch={what.steps // EPOCHS}")
+        if steps is not None:
+            settings.append(f"training.steps_per_epoch={steps // EPOCHS}")
         words = [word for key in settings for word in ("--set", key)]
         autoseg("plan", str(what.data), "--out", str(run.root), *what.plan_words, *words)
     cache = what.out / what.data.name / "cache"
@@ -59,12 +67,30 @@ def make_run(what: Comparison, arm: str, keys: tuple[str, ...], seed: int) -> Ru
     return run
 
 
-def train(what: Comparison, run: RunFolder, arm: str, seed: int) -> dict[str, Any]:
+def train_arm(what: Comparison, arm: str, keys: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """Train an arm, and before it what it begins with, if it begins with something."""
+    first = tuple(key.removeprefix(FIRST) for key in keys if key.startswith(FIRST))
+    own = tuple(key for key in keys if not key.startswith(FIRST))
+    if not first:
+        return train(what, make_run(what, arm, own, seed, what.steps), arm, seed)
+    if what.steps is None:
+        sys.exit("error: a first training needs --steps")
+    counts = [int(key.partition("=")[2]) for key in first if key.startswith("steps=")]
+    steps = counts[0] if counts else what.steps // 2
+    first_keys = (*own, *(key for key in first if not key.startswith("steps=")))
+    before = make_run(what, f"{arm}_first", first_keys, seed, steps)
+    begun = train(what, before, f"{arm}, first", seed)
+    run = make_run(what, arm, own, seed, what.steps - steps)
+    found = train(what, run, arm, seed, "--pretrained", str(before.fold_folder(what.configuration, what.fold)))
+    return found | {"steps": begun["steps"] + found["steps"], "seconds": begun["seconds"] + found["seconds"]}
+
+
+def train(what: Comparison, run: RunFolder, arm: str, seed: int, *words: str) -> dict[str, Any]:
     """Train and read what it came to."""
     length = ("--epochs", str(EPOCHS)) if what.steps is not None else ("--time-budget", f"{what.seconds:g}s")
     autoseg(
         *("train", str(run.root), "--config", what.configuration, "--fold", str(what.fold)),
-        *("--seed", str(seed), *length),
+        *("--seed", str(seed), *length, *words),
     )
     folder = run.fold_folder(what.configuration, what.fold)
     record = json.loads((folder / "run.json").read_text())
@@ -130,8 +156,7 @@ def main() -> None:
     for seed in (int(text) for text in given.seeds.split(",")):
         for text in given.arm:
             arm, _, keys = text.partition(":")
-            run = make_run(what, arm, tuple(key for key in keys.split(";") if key), seed)
-            results.append(train(what, run, arm, seed))
+            results.append(train_arm(what, arm, tuple(key for key in keys.split(";") if key), seed))
             (given.out / f"results_{given.set_name}_{given.fold}.json").write_text(json.dumps(results, indent=1) + "\n")
             print(table(results), flush=True)
 

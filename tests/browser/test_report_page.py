@@ -196,10 +196,12 @@ def test_volumes_beside_the_page_are_read_from_a_disk(opened: Opened, page_file:
 def test_a_side_file_that_is_gone_is_told(browser: Any, page_file: Path, tmp_path: Path) -> None:
     alone = tmp_path / "index.html"
     alone.write_bytes(page_file.read_bytes())
-    case = case_in(next((page_file.parent / SIDE_FOLDER).glob("*.js")))
+    gone = next((page_file.parent / SIDE_FOLDER).glob("*.js"))
+    case = case_in(gone)
     opened = open_page(browser, alone)
     opened.page.click(f"#cases a:text-is('{case}') >> nth=0")
-    opened.page.wait_for_selector("#stage p:has-text('is not beside this page')")
+    told = opened.page.wait_for_selector("#stage p:has-text('is not beside this page')")
+    assert f"{gone.name} is not beside this page" in told.inner_text()
     opened.page.context.close()
 
 
