@@ -87,8 +87,17 @@ class Interleaving:
             shared |= {item ^ odd[axis] for item in shared} if least[axis] > 1 else set()
         further = [item for item in _FURTHER if item < 1 << len(self.axes)]
         further.sort(key=lambda item: item in shared)
-        count = ceil(self.wanted / prod(least))
+        count = 1 if self._is_spared(start, least) else ceil(self.wanted / prod(least))
         return tuple(self._axes_of(first ^ item) for item in (0, *further)[:count])
+
+    def _is_spared(self, start: Shape, least: Shape) -> bool:
+        """Whether it is the middle one of three tiles, whose two others hold all its voxels and suffice alone."""
+        for axis, starts in enumerate(self.grid.starts):
+            if len(starts) == 3 and start[axis] == starts[1] and least[axis] > 1:
+                ends = [(*start[:axis], end, *start[axis + 1 :]) for end in (starts[0], starts[2])]
+                if all(prod(self._least_coverage(end)) == 1 for end in ends):
+                    return True
+        return False
 
     def thin(self, start: Shape) -> Tensor:
         """(*patch) bool: voxels of the image that fewer tiles hold than `wanted`.
@@ -100,7 +109,7 @@ class Interleaving:
         covered = counts[0][:, None, None] * counts[1][:, None] * counts[2]
         return torch.from_numpy((covered > 0) & (covered < self.wanted))
 
-    def _counts(self, start: Shape) -> list[NDArray[np.int64]]:
+    def _counts(self, start: Sequence[int]) -> list[NDArray[np.int64]]:
         """Tiles that hold each row of a tile, along each axis; 0 where it is padding."""
         counts = []
         for axis, first in enumerate(start):
@@ -111,8 +120,9 @@ class Interleaving:
             counts.append(count[first : first + self.grid.patch_size[axis]])
         return counts
 
-    def _least_coverage(self, start: Shape) -> tuple[int, ...]:
-        return tuple(int(count[count > 0].min()) for count in self._counts(start))
+    def _least_coverage(self, start: Sequence[int]) -> Shape:
+        first, second, third = (int(count[count > 0].min()) for count in self._counts(start))
+        return first, second, third
 
     def _axes_of(self, bits: int) -> tuple[int, ...]:
         return tuple(axis for number, axis in enumerate(self.axes) if bits >> number & 1)

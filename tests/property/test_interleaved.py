@@ -130,9 +130,12 @@ def test_in_the_middle_of_an_image_each_combination_counts_alike_and_each_tile_i
             assert all(sum(axis in flip for flip in flips) * 2 == len(flips) for axis in axes)
 
 
-@pytest.mark.parametrize(("tiles", "passes"), [((1, 1, 1), 4), ((3, 1, 1), 10), ((3, 3, 1), 25), ((3, 3, 3), 63)])
+@pytest.mark.parametrize(
+    ("tiles", "passes"), [((1, 1, 1), 4), ((3, 1, 1), 9), ((3, 3, 1), 21), ((3, 3, 3), 51), ((4, 1, 1), 12)]
+)
 def test_how_many_passes_an_image_takes(tiles: tuple[int, int, int], passes: int) -> None:
-    """Four for a tile whose corner no other holds, two where two others do, one in the middle and at a face."""
+    """Four for a tile whose corner no other holds, two at an edge unless corners hold it, one in the middle and at a
+    face."""
     shape = tuple(4 + 2 * (count - 1) for count in tiles)
     grid = make_grid(shape, (4, 4, 4), 0.5)
     assert grid.num_tiles == tiles[0] * tiles[1] * tiles[2]
