@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from autoseg.domain.network_plan import BlockKind, Ints, NetworkPlan
 from autoseg.network.channels_last import memory_format
@@ -23,9 +24,34 @@ SQUEEZE_DIVISOR = 8
 """Channels of that bottleneck are rounded to multiples of this. Source: nnU-Net's residual encoder (after timm)."""
 
 
+class Convolution3d(nn.Conv3d):
+    """PyTorch's, with right gradients where the first spatial axis has two voxels.
+
+    There oneDNN's bf16 kernels leave a part of the weights' gradient as it lay in memory: wrong always, not finite at
+    times. With the zeros of that axis added beforehand they do not.
+
+    Source: docs/decisions/0048.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, *spatial) to (N, K, *spatial / stride)."""
+        if not self._is_wrong(input):
+            return super().forward(input)
+        assert isinstance(self.padding, tuple)
+        padded = functional.pad(input, (0, 0, 0, 0, self.padding[0], self.padding[0]))
+        return functional.conv3d(
+            padded, self.weight, self.bias, self.stride, (0, *self.padding[1:]), self.dilation, self.groups
+        )
+
+    def _is_wrong(self, x: Tensor) -> bool:
+        if x.device.type != "cpu" or x.shape[2] != 2 or self.kernel_size[0] == 1 or not torch.is_grad_enabled():
+            return False
+        return x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+
+
 def convolution(dims: int) -> Callable[..., nn.Module]:
     """The convolution layer for 2 or 3 dimensions."""
-    return nn.Conv3d if dims == 3 else nn.Conv2d
+    return Convolution3d if dims == 3 else nn.Conv2d
 
 
 class AveragePool(nn.Module):
@@ -127,7 +153,7 @@ class Squeeze(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *spatial) to the same."""
         mean = x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
-        return x * torch.sigmoid(self.second(nn.functional.relu(self.first(mean))))
+        return x * torch.sigmoid(self.second(functional.relu(self.first(mean))))
 
 
 class Shortcut(nn.Module):
