@@ -181,16 +181,15 @@ def test_metadata_names_channels_and_label_values(run: RunFolder, tmp_path: Path
 
 
 def test_regions_are_classes_that_overlap_and_names_cannot_be_taken_for_expressions(tmp_path: Path) -> None:
+    classes = (("$whole", (1, 2)), ("@core", (2,)), ("rim", (3,)))
     regions = LabelSchema(
-        classes=(
-            LabelClass(name="$whole", values=(1, 2)),
-            LabelClass(name="@core", values=(2,)),
-            LabelClass(name="rim", values=(3,)),
-        ),
-        regions_class_order=(1, 2, 3),
+        classes=tuple(LabelClass(name=name, values=values) for name, values in classes), regions_class_order=(1, 2, 3)
     )
     model = toy_model()
-    plan = model.card.plan.model_copy(update={"labels": regions, "channels": (Channel(name="%CT"),), "dataset": "$x"})
+    network = model.card.settings.network.model_copy(update={"output": "regions"})
+    settings = model.card.settings.model_copy(update={"network": network})
+    changes = {"labels": regions, "channels": (Channel(name="%CT"),), "dataset": "$x"}
+    plan = model.card.plan.model_copy(update={**changes, "configurations": {"3d_fullres": settings}})
     card = model.card.model_copy(update={"plan": plan, "digest": plan.digest("3d_fullres")})
     save_model(tmp_path / "fold_0", model.weights, card)
     bundle = export_bundle(tmp_path / "fold_0", tmp_path / "bundle")
@@ -256,7 +255,7 @@ def test_data_set_and_inferer_work_in_other_programs(run: RunFolder, tmp_path: P
         assert np.array_equal(found.affine.numpy(), geometry.affine)
         assert np.array_equal(image.affine.numpy(), geometry.affine)
     # As MONAI's loaders make a batch: an affine for each.
-    batch = torch.stack([torch.as_tensor(image), torch.as_tensor(image)])
+    batch = torch.stack([image.as_tensor(), image.as_tensor()])
     affines = torch.stack([image.affine, image.affine])
     both = inferer(MetaTensor(batch, affine=affines))
     assert np.array_equal(both[1, 0].numpy(), labels)
