@@ -16,6 +16,7 @@ class Format(StrEnum):
 
     MODEL = "model"
     ONNX = "onnx"
+    BUNDLE = "bundle"
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +38,8 @@ def export(
         typer.Option(
             "--format",
             help="model: everything that predict needs, and a model card. onnx: one file for all folds, with a JSON "
-            "card beside it that says how to run it (needs the extra onnx).",
+            "card beside it that says how to run it (needs the extra onnx). bundle: a folder that python -m "
+            "monai.bundle run takes, and predict too.",
         ),
     ] = Format.MODEL,
     config: options.Config = None,
@@ -47,8 +49,9 @@ def export(
 ) -> None:
     """Write a trained model as one folder or .zip that predict takes anywhere, or for another program."""
     from autoseg.cli.output import stdout
+    from autoseg.pipeline.bundle_exporting import export_bundle
     from autoseg.pipeline.exporting import export_model
     from autoseg.pipeline.onnx_exporting import export_onnx_file
 
-    writers = {Format.MODEL: export_model, Format.ONNX: export_onnx_file}
+    writers = {Format.MODEL: export_model, Format.ONNX: export_onnx_file, Format.BUNDLE: export_bundle}
     stdout.print(str(writers[kind](run, out, config, fold)), markup=False, soft_wrap=True)

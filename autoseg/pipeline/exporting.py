@@ -24,8 +24,10 @@ CARD = "README.md"
 
 ZIP_ENDING = ".zip"
 
-_WEIGHTS_ENDING = ".safetensors"
-_FILES = (f"{WEIGHTS}.json", f"{WEIGHTS}{_WEIGHTS_ENDING}")
+WEIGHTS_ENDING = ".safetensors"
+"""Of the weight files."""
+
+_FILES = (f"{WEIGHTS}.json", f"{WEIGHTS}{WEIGHTS_ENDING}")
 _WANTED = re.compile(
     rf"([^/]+/)?(inference\.json|{re.escape(CARD)}|models/[^/]+/fold_[^/]+/{WEIGHTS}\.(json|safetensors))"
 )
@@ -49,11 +51,10 @@ def export_model(path: Path, out: Path, configuration: str | None = None, folds:
         ConfigError: `out` is there already.
         OSError: It cannot be written.
     """
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already", hint="Choose another name for --out, or delete it first.")
+    require_new(out)
     with opened(path) as folder:
         chosen = choose(folder, configuration, folds)
-        _require_whole(chosen)
+        require_whole(chosen)
         if out.suffix.lower() == ZIP_ENDING:
             with atomic_path(out) as temporary, temporary_folder(out) as staged:
                 _write(chosen, staged)
@@ -82,7 +83,9 @@ def opened(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="autoseg-model-") as temporary:
         folder = Path(temporary)
         extract(path, folder, lambda name: _WANTED.fullmatch(str(PurePosixPath(name))) is not None)
-        roots = [found.parent for found in (*folder.glob("inference.json"), *folder.glob("*/inference.json"))]
+        found = (*folder.glob("inference.json"), *folder.glob("*/inference.json"))
+        # A bundle has a file of that name in its folder `configs` too.
+        roots = [file.parent for file in found if RunFolder(file.parent).has_models]
         if len(roots) != 1:
             raise ModelError(
                 f"{path} holds no model of autoseg's: inference.json is missing",
@@ -98,13 +101,39 @@ def _models(chosen: Chosen) -> tuple[ChosenModel, ...]:
     return tuple({(model.card.configuration, model.card.fold): model for model in found}.values())
 
 
-def _require_whole(chosen: Chosen) -> None:
+def require_new(out: Path) -> None:
+    """Refuse to write over something.
+
+    Raises:
+        ConfigError: `out` is a file, or a folder that holds something.
+    """
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already", hint="Choose another name for --out, or delete it first.")
+
+
+def require_whole(chosen: Chosen) -> None:
+    """Refuse to pass on weights that are damaged.
+
+    Raises:
+        ModelError: Names the models.
+    """
     broken = [str(model.folder) for model in _models(chosen) if not is_whole(model.folder)]
     if broken:
         raise ModelError("weights do not match their cards", problems=broken, hint="Train or copy these models again.")
 
 
 def _write(chosen: Chosen, folder: Path) -> None:
+    write_models(chosen, folder)
+    write_text(folder / CARD, model_card(chosen))
+
+
+def write_models(chosen: Chosen, folder: Path) -> None:
+    """Write all that predicts: the models of every member and of a previous stage, and `inference.json`.
+
+    Args:
+        chosen: The members.
+        folder: Of the model; made when missing.
+    """
     run = RunFolder(folder)
     for model in _models(chosen):
         target = run.fold_folder(model.card.configuration, model.card.fold)
@@ -117,7 +146,6 @@ def _write(chosen: Chosen, folder: Path) -> None:
     )
     recipe: InferenceRecipe = chosen.recipe.model_copy(update={"members": members})
     run.write(run.inference_file, recipe)
-    write_text(folder / CARD, model_card(chosen))
 
 
 def _pack(folder: Path, archive: Path) -> None:
@@ -125,5 +153,5 @@ def _pack(folder: Path, archive: Path) -> None:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         for file in sorted(folder.rglob("*")):
             if file.is_file():
-                kind = zipfile.ZIP_STORED if file.suffix == _WEIGHTS_ENDING else zipfile.ZIP_DEFLATED
+                kind = zipfile.ZIP_STORED if file.suffix == WEIGHTS_ENDING else zipfile.ZIP_DEFLATED
                 packed.write(file, file.relative_to(folder).as_posix(), kind)

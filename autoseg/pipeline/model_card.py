@@ -31,7 +31,13 @@ _LIMITS = """\
 It was trained and scored on images of one data set. On other scanners, protocols, fields of view, patients or diseases
 it may fail without a sign. It is no medical device: look at every result that matters."""
 
-_USE = """\
+INTRODUCTION = (
+    "A U-Net for the segmentation of images, made by autoseg. Weights are safetensors, everything else is JSON; "
+    "nothing in this folder can run code."
+)
+"""What a folder is that holds a model and nothing else."""
+
+USE = """\
 ```
 autoseg predict THIS_FOLDER images/ --out predictions/
 ```
@@ -41,23 +47,25 @@ from autoseg import Predictor
 
 Predictor("THIS_FOLDER")("image.nii.gz").save("labels.nii.gz")
 ```"""
+"""How such a folder is used."""
 
 
-def model_card(chosen: Chosen) -> str:
+def model_card(chosen: Chosen, introduction: str = INTRODUCTION, use: str = USE) -> str:
     """Markdown about what predicts.
 
     Args:
         chosen: The members; validation scores are looked for beside their weights.
+        introduction: What the folder is.
+        use: How it is used.
     """
     plan = chosen.cards[0].plan
     names = ", ".join(chosen.labels.names)
     channels = ", ".join(channel.name for channel in chosen.channels)
     sections = [
         f"# {plan.dataset}: {names} in {channels}",
-        "A U-Net for the segmentation of images, made by autoseg. Weights are safetensors, everything else is JSON; "
-        "nothing in this folder can run code.",
+        introduction,
         "## Use",
-        _USE,
+        use,
         "## Input and output",
         _inputs(chosen),
         "## Members",
@@ -68,7 +76,7 @@ def model_card(chosen: Chosen) -> str:
         "## Validation",
         _validation(chosen),
         "## Licence",
-        _licence(chosen.cards),
+        licence(chosen.cards),
         "## Limits",
         _LIMITS,
     ]
@@ -172,6 +180,7 @@ def _scored(model: ChosenModel) -> Iterator[FoldEvaluation]:
         yield scored
 
 
-def _licence(cards: Sequence[ModelCard]) -> str:
+def licence(cards: Sequence[ModelCard]) -> str:
+    """The licences that the models state, or that they state none."""
     stated = {str(card.provenance["licence"]).strip() for card in cards if card.provenance.get("licence")}
     return "\n\n".join(sorted(stated)) if stated else _NO_LICENCE

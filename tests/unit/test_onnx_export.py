@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from network_family import FAMILY, awake, image, member
-from toy_models import SCHEMA, toy_model
+from toy_models import SCHEMA, toy_model, toy_volume
 
 from autoseg.cli.app import main
 from autoseg.errors import ConfigError
+from autoseg.inference.export import labels_from_stream
+from autoseg.inference.ladder import Ladder
+from autoseg.inference.predictor import Predictor
+from autoseg.inference.sliding_window import make_grid, stream_slabs
 from autoseg.interop import onnx as interop
 from autoseg.interop.onnx import OnnxCard, export_onnx
 from autoseg.io.files import file_digest, read_text
 from autoseg.io.model import load_model, save_model
 from autoseg.network.export import MeanOf, exported, onnx_of
 from autoseg.network.unet import build, restore
+from autoseg.preprocessing.transform import apply
 
 PLAIN = [name for name in FAMILY if member(name).condition is None and member(name).context_channels is None]
 
@@ -88,6 +94,33 @@ def test_the_command_writes_a_file_and_a_card_that_say_what_the_model_says(
     with torch.inference_mode():
         expected = restore(model.card.settings.network, model.weights)(x)
     torch.testing.assert_close(run_onnx(target.read_bytes(), x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_file_and_its_card_give_the_labels_of_a_whole_volume(tmp_path: Path) -> None:
+    """As another program does it: the network from the file, everything else as the card says."""
+    runtime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+    pytest.importorskip("onnxscript", reason="the extra [onnx] is not installed")
+    models = [toy_model(seed=seed) for seed in (0, 1)]
+    export_onnx(models, tmp_path / "model.onnx")
+    card = OnnxCard.from_json(read_text(tmp_path / "model.json"), "card")
+    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+
+    def forward(tiles: torch.Tensor, _: object) -> list[torch.Tensor]:
+        return list(torch.from_numpy(session.run([card.output_name], {card.input_name: tiles.numpy()})[0]))
+
+    volume = toy_volume((30, 26, 14), (1.0, 1.5, 2.0))
+    prepared = apply(volume, card.preprocess)
+    grid = make_grid(prepared.image.shape[1:], card.patch_size, card.inference.overlap)
+    stream = stream_slabs(
+        Ladder(forward, tile_batch=3),
+        torch.from_numpy(prepared.image),
+        grid,
+        sigma_fraction=card.inference.gaussian_sigma_fraction,
+    )
+    found = labels_from_stream(stream, grid.stream_axis, prepared.trail, card.preprocess, card.labels)
+    expected = Predictor(models, device="cpu", precision="fp32", engine="torch")(volume)
+    assert len(np.unique(expected)) > 1
+    assert np.array_equal(found, expected)
 
 
 def test_what_is_missing_or_misnamed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
