@@ -43,7 +43,7 @@ from typing import Any, TypeVar
 
 from bench_large_models import Models
 from bench_lines import markdown
-from bench_processes import GB, OK, import_torch_bytes, watch
+from bench_processes import GB, OK, end_with_this, import_torch_bytes, watch
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -89,7 +89,7 @@ def _make_volume(source: Path, shape: tuple[int, ...], path: Path, spacing: tupl
 
 def name_of(shape: tuple[int, ...]) -> str:
     """A size in words."""
-    return "×".join(map(str, shape))
+    return "x".join(map(str, shape))
 
 
 # --- estimate --------------------------------------------------------------------------------------------------------
@@ -357,6 +357,7 @@ def _environment() -> Row:
 def main() -> None:
     """Estimate, measure, write and print."""
     wanted = parse()
+    end_with_this()
     found, models = begun(wanted), Models(wanted)
     found["models"] |= {str(classes): models.words(classes) for classes in wanted.classes}
     found["estimates"] = estimate(wanted, models)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -85,6 +86,11 @@ class Watched:
     peak_at_s: float
     num_processes: int
     last_lines: tuple[str, ...]
+
+
+def end_with_this() -> None:
+    """From now on the command that is watched ends where this process is asked to end (SIGTERM)."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
 
 def watch(

@@ -1,7 +1,9 @@
 """Commands watched with all that they start; see `scripts/bench_processes.py`."""
 
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from scripts.bench_processes import OK, processes_of, pss_bytes, watch
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
 
+ROOT = Path(__file__).parents[2]
 MIB = 2**20
 HELD_MIB = 60
 
@@ -61,3 +64,22 @@ def test_nothing_is_left_of_a_command_that_took_too_much_memory(tmp_path: Path) 
     leader, child = (int(word) for word in found.last_lines[0].split())
     assert processes_of(leader) == []
     assert pss_bytes(child) == 0
+
+
+def test_what_is_watched_ends_with_a_benchmark_that_is_told_to_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    script = (
+        "import os, sys; from pathlib import Path; from scripts.bench_processes import end_with_this, watch; "
+        "end_with_this(); "
+        f"watch([sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'], "
+        f"dict(os.environ), Path({str(log)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    while not (log.exists() and log.read_text().endswith("\n")):
+        assert process.poll() is None
+        time.sleep(0.05)
+
+    process.terminate()
+
+    assert process.wait() == 1
+    assert processes_of(int(log.read_text())) == []
