@@ -20,22 +20,14 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bench_processes import GB, pss_bytes
+from bench_volumes import make_volume
+
 LOOK_INTERVAL_S = 0.05
-GB = 1e9
-
-
-def pss_bytes(pid: int | str) -> int:
-    """Proportional set size of a process; 0 when it is gone."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 def child(spec: dict[str, Any]) -> None:
@@ -135,23 +127,6 @@ def make_model(folder: Path, wanted: argparse.Namespace, num_classes: int) -> No
     )
     card = ModelCard(plan=plan, configuration="3d_fullres", fold=0, digest=plan.digest())
     save_model(folder, build(part.network, seed=0).state_dict(), card)
-
-
-def make_volume(source: Path, shape: tuple[int, ...], path: Path) -> None:
-    """Repeat an image in mirror images until it fills the shape."""
-    import numpy as np
-
-    from autoseg.domain.geometry import Geometry
-    from autoseg.io.images import read_image, write_image
-
-    array = read_image(source).array[0]
-    missing = [(0, max(0, size - old)) for size, old in zip(shape, array.shape, strict=True)]
-    array = np.pad(array, missing, mode="symmetric")[tuple(slice(0, size) for size in shape)]
-    if array.dtype.kind == "f":
-        array = np.rint(array)
-    # No voxel is 0, so that nothing is cropped.
-    array = np.where(array == 0, 1, array).astype(np.int16)
-    write_image(path, array, Geometry(array.shape, np.diag([1.0, 1.0, 1.0, 1.0])))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -89,10 +89,9 @@ def labels_from_stream(
     # Fortran order is how NIfTI lies on disk, and makes rows of Z, Y, X contiguous.
     labels: LabelMap = np.zeros(trail.geometry.shape, table.dtype, order="F") if into is None else into
     rows_of = np.moveaxis(to_network_axes(labels, trail)[trail.crop_box][column.new_rows], axis, 0)
-    part = (column.rows, column.new_rows)
     num_values = schema.num_outputs if collector is None else collector.num_values
-    resamplers = [SlabResampler(change, axis, part=part) for _ in range(num_values)]
-    decide = partial(_decide, resamplers, schema, collector)
+    resamplers = [_resampler(change, column, axis) for _ in range(num_values)]
+    decide = partial(_decide, resamplers, schema, collector, axis)
     num_together = 1 if collector is None else ceil(num_values / _CLASSES_COLLECTED)
     for _, _, slab in stream:
         num_rows = max(1, rows_per_chunk(change, column, axis, slab.device) // num_together)
@@ -101,11 +100,26 @@ def labels_from_stream(
             if found is None:
                 continue
             numbers = found.cpu().numpy()
-            values = schema.decode_regions(numbers) if schema.has_regions else table[numbers]
-            rows_of[start:stop] = np.moveaxis(values, axis, 0)
+            rows_of[start:stop] = schema.decode_regions(numbers) if schema.has_regions else table[numbers]
             if collector is not None:
                 collector.store(_rows_of_crop(column, axis, start, stop), kept)
     return labels
+
+
+def _resampler(change: GridChange, column: Column, axis: int) -> SlabResampler:
+    """Resamples a column whose streaming axis comes first, see `_Rows`."""
+    order = _streaming_first(axis)
+    rows, new_rows = (_in_order(box, order) for box in (column.rows, column.new_rows))
+    return SlabResampler(change.in_order(order), part=(rows, new_rows))
+
+
+def _streaming_first(axis: int) -> tuple[int, int, int]:
+    first, second = (other for other in range(3) if other != axis)
+    return axis, first, second
+
+
+def _in_order(box: Box, order: tuple[int, int, int]) -> Box:
+    return box[order[0]], box[order[1]], box[order[2]]
 
 
 def rows_per_chunk(change: GridChange, column: Column, axis: int, device: torch.device) -> int:
@@ -143,10 +157,10 @@ def _finished(
 
 
 def _decide(
-    resamplers: Sequence[SlabResampler], schema: LabelSchema, collector: Collector | None, logits: Tensor
+    resamplers: Sequence[SlabResampler], schema: LabelSchema, collector: Collector | None, axis: int, logits: Tensor
 ) -> Finished:
-    """What the output rows hold that these input rows finish."""
-    rows = _Rows(resamplers, logits)
+    """What the output rows hold that these input rows finish; of labels, the streaming axis comes first."""
+    rows = _Rows(resamplers, logits, axis)
     decide = _regions if schema.has_regions else _winning_classes
     if collector is None:
         found = decide(iter(rows), len(resamplers))
@@ -155,33 +169,39 @@ def _decide(
     if rows.start == rows.stop:
         return rows.start, rows.stop, None, ()
     found = decide(iter(kept[: schema.num_outputs]), schema.num_outputs)
-    return rows.start, rows.stop, found, collector.compute(torch.stack(kept))
+    return rows.start, rows.stop, found, collector.compute(torch.stack(kept).movedim(1, axis + 1))
 
 
 class _Rows:
-    """The resampled rows of one output after the other, in float32.
+    """The resampled rows of one output after the other, in float32, the streaming axis first.
+
+    A chunk holds a few rows along the streaming axis. If these lay innermost, all that is done with them would be done
+    in pieces of a few voxels: 13 instead of 5 ns a voxel and class (logits of 133 x 341 voxels to 200 x 512, one core).
 
     Attributes:
         start: First row that was finished.
         stop: One past the last.
     """
 
-    def __init__(self, resamplers: Sequence[SlabResampler], logits: Tensor) -> None:
-        self._resamplers, self._logits = resamplers, logits
+    def __init__(self, resamplers: Sequence[SlabResampler], logits: Tensor, axis: int) -> None:
+        self._resamplers, self._logits = resamplers, logits.movedim(axis + 1, 1)
         self.start = self.stop = 0
 
     def __iter__(self) -> Iterator[Tensor]:
         for resampler, logits in zip(self._resamplers, self._logits, strict=True):
-            self.start, self.stop, values = resampler.push(logits.to(torch.float32))
+            self.start, self.stop, values = resampler.push(logits.contiguous().to(torch.float32))
             yield values
 
 
 def _winning_classes(rows: Iterator[Tensor], num_outputs: int) -> Tensor:
     """Index of the largest logit; where two are equal, of the first."""
     best = next(rows)
-    winners = torch.zeros(best.shape, dtype=torch.uint8 if num_outputs <= 2**8 else torch.int16, device=best.device)
+    dtype = torch.uint8 if num_outputs <= 2**8 else torch.int16
+    winners = torch.zeros(best.shape, dtype=dtype, device=best.device)
     for index, values in enumerate(rows, start=1):
-        winners.masked_fill_(values > best, index)
+        # A later class has the higher index. Writing it through the mask would take 10 times as long, 100 times where
+        # neighbours differ: a branch for each voxel.
+        torch.maximum(winners, (values > best).to(dtype).mul_(index), out=winners)
         best = torch.maximum(best, values)
     return winners
 

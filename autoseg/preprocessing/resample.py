@@ -99,6 +99,16 @@ class GridChange:
         """Whether nothing changes."""
         return self.shape == self.new_shape
 
+    def in_order(self, axes: tuple[int, int, int]) -> GridChange:
+        """The same change of arrays whose axes are in another order.
+
+        Args:
+            axes: Which of the axes comes first, second and third.
+        """
+        old, new = ((shape[axes[0]], shape[axes[1]], shape[axes[2]]) for shape in (self.shape, self.new_shape))
+        coarse = None if self.coarse_axis is None else axes.index(self.coarse_axis)
+        return GridChange(old, new, self.order, coarse, self.coarse_order)
+
     def order_along(self, axis: int) -> int:
         """Spline order along one axis."""
         return self.coarse_order if axis == self.coarse_axis else self.order
