@@ -6,12 +6,12 @@ Chosen by cross-validation, or written by people; read by prediction and carried
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from autoseg.domain.dataset import LabelSchema
-from autoseg.domain.values import Value
+from autoseg.domain.values import GrownValue, Value
 
 SCHEMA_VERSION = 1
 
@@ -20,8 +20,18 @@ FoldName = int | Literal["all"]
 Connectivity = Literal["faces", "edges", "corners"]
 """Which neighbours belong together: in 3D 6, 18 or 26 of them. Along an axis of one voxel there are none."""
 
+Temperature = float | tuple[float, ...]
+"""What logits are divided by: one number, or one for each output of a network.
 
-class Member(Value):
+Of regions each logit has its own. Classes that exclude each other are divided together, by the temperature of the class
+that has the largest logit (of equal ones the first): so which class wins never depends on temperatures.
+Source: docs/decisions/0043.
+"""
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Member(GrownValue):
     """The models of one configuration.
 
     Attributes:
@@ -29,19 +39,35 @@ class Member(Value):
             there.
         folds: Their logits are averaged on the prepared grid; () stands for every finished fold.
         weight: Of its probabilities in the mean over the members, relative to the others.
-        temperature: Its logits are divided by this before they become probabilities.
+        temperature: Its logits are divided by this before they become probabilities; see `Temperature`.
+        class_temperatures: The same for the classes or regions that are named; `temperature` is that of all others, and
+            of the background. None names none.
     """
+
+    LATER_FIELDS: ClassVar[tuple[str, ...]] = ("class_temperatures",)
 
     configuration: str
     folds: tuple[FoldName, ...] = ()
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    class_temperatures: dict[str, _Positive] | None = None
 
     @model_validator(mode="after")
     def _folds_differ(self) -> Self:
         if len(set(self.folds)) != len(self.folds):
             raise ValueError(f"{self.configuration}: a fold counts once, got {self.folds}")
         return self
+
+    def temperatures(self, labels: LabelSchema) -> Temperature:
+        """One number where all are equal, else one for each output of the networks.
+
+        Args:
+            labels: Of the models.
+        """
+        named = self.class_temperatures or {}
+        own = tuple(named.get(name, self.temperature) for name in labels.names)
+        of_each = own if labels.has_regions else (self.temperature, *own)
+        return of_each[0] if len(set(of_each)) == 1 else of_each
 
 
 class ComponentRule(Value):
@@ -115,7 +141,7 @@ Rule = Annotated[KeepLargest | DropSmall | FillHoles, Field(discriminator="kind"
 class InferenceRecipe(Value):
     """What `inference.json` holds.
 
-    Each member's logits, averaged over its folds, are resampled to the image's own grid, divided by the temperature and
+    Each member's logits, averaged over its folds, are resampled to the image's own grid, divided by temperatures and
     made probabilities; the weighted mean over the members decides. Then the rules are applied, in order.
 
     Attributes:
@@ -144,6 +170,21 @@ class InferenceRecipe(Value):
         if not names or len(set(names)) != len(names):
             raise ValueError(f"at least one member is needed, each configuration once, got {names}")
         return self
+
+
+def members_problems(members: Sequence[Member], labels: LabelSchema) -> tuple[str, ...]:
+    """Why members do not fit the labels, in words; nothing when they do.
+
+    Args:
+        members: Of an `InferenceRecipe`.
+        labels: Of the models.
+    """
+    return tuple(
+        f"members.{number}.class_temperatures: there is no class {name!r}"
+        for number, member in enumerate(members)
+        for name in member.class_temperatures or {}
+        if name not in labels.names
+    )
 
 
 def rules_problems(rules: Sequence[Rule], labels: LabelSchema) -> tuple[str, ...]:

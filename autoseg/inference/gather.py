@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.domain.dataset import LabelSchema
+from autoseg.domain.inference import Temperature
 from autoseg.errors import ConfigError
 from autoseg.inference.members import probabilities
 from autoseg.io.fractions import LEVELS
@@ -136,13 +137,13 @@ class Gathering:
         self._low = np.zeros(self.num_outputs, np.int64)
         self._high = np.zeros(self.num_outputs, np.int64)
 
-    def of_stream(self, trail: Trail, *, has_means: bool = False, temperature: float = 1.0) -> StreamCollector:
+    def of_stream(self, trail: Trail, *, has_means: bool = False, temperature: Temperature = 1.0) -> StreamCollector:
         """Takes the logits of a prepared image; see `labels_from_stream`.
 
         Args:
             trail: Of the image.
             has_means: Whether mean probabilities come after the logits (see `WithProbabilities`).
-            temperature: Logits are divided by it.
+            temperature: Logits are divided by it, see `domain.inference.Temperature`.
         """
         return StreamCollector(self, trail, has_means=has_means, temperature=temperature)
 
@@ -216,7 +217,7 @@ class StreamCollector:
         temperature: The same.
     """
 
-    def __init__(self, gathering: Gathering, trail: Trail, *, has_means: bool, temperature: float) -> None:
+    def __init__(self, gathering: Gathering, trail: Trail, *, has_means: bool, temperature: Temperature) -> None:
         self._gathering = gathering
         self._trail = trail
         self._temperature = temperature

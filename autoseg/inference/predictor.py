@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.domain.geometry import Volume
+from autoseg.domain.inference import Temperature
 from autoseg.errors import ConfigError, DatasetError, ModelError
 from autoseg.inference.columns import Column, make_columns
 from autoseg.inference.empty import SkippingEmpty
@@ -73,7 +74,7 @@ class Predictor:
         skip_empty: bool = False,
         most_sums_bytes: int | None = None,
         uncertainty: bool = False,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         engine: WantedEngine = "auto",
         num_volumes: int = 1,
     ) -> None:

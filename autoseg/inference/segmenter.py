@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoseg.domain.dataset import Case, Channel, LabelSchema
 from autoseg.domain.geometry import Geometry, Volume
-from autoseg.domain.inference import Rule
+from autoseg.domain.inference import Rule, Temperature
 from autoseg.errors import ModelError
 from autoseg.evaluation.postprocess import apply_rules
 from autoseg.inference.export import LabelMap
@@ -29,7 +29,7 @@ class WeightedStages:
 
     stages: Stages
     weight: float = 1.0
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.domain.geometry import Volume
+from autoseg.domain.inference import Temperature
 from autoseg.errors import ModelError
 from autoseg.inference.columns import Column
 from autoseg.inference.export import LabelMap
@@ -110,7 +111,7 @@ def load_stages(
     device: str,
     *,
     uncertainty: bool = False,
-    temperature: float = 1.0,
+    temperature: Temperature = 1.0,
     num_volumes: int = 1,
 ) -> Stages:
     """Put the networks of one configuration, and of its previous stage, on their device.
@@ -130,7 +131,7 @@ def load_stages(
         DeviceMemoryError: The device has too little memory for the networks.
     """
 
-    def load(members: Sequence[Model], uncertainty: bool = False, temperature: float = 1.0) -> Predictor:
+    def load(members: Sequence[Model], uncertainty: bool = False, temperature: Temperature = 1.0) -> Predictor:
         return Predictor(
             members,
             device=device,

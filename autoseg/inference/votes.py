@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.domain.dataset import LabelSchema
+from autoseg.domain.inference import Temperature
 from autoseg.domain.plan import PreprocessPlan
 from autoseg.inference.columns import Column
 from autoseg.inference.export import LabelMap, rows_per_chunk
 from autoseg.inference.gather import Gathering
 from autoseg.inference.ladder import if_it_fits
+from autoseg.inference.members import divisor_of
 from autoseg.inference.sliding_window import Slab
 from autoseg.preprocessing.resample import SlabResampler
 from autoseg.preprocessing.transform import Trail, to_network_axes
@@ -48,13 +50,13 @@ class Ballot:
         trail: How its prepared image came about.
         plan: The preprocessing that is undone.
         weight: Of its probabilities; those of all members sum to 1.
-        temperature: Its logits are divided by this.
+        temperature: Its logits are divided by this, see `domain.inference.Temperature`.
     """
 
     trail: Trail
     plan: PreprocessPlan
     weight: float
-    temperature: float
+    temperature: Temperature
 
 
 class Votes:
@@ -123,8 +125,9 @@ class Votes:
         for resampler, values in zip(resamplers, logits, strict=True):
             start, stop, finished = resampler.push(values.to(torch.float32))
             rows.append(finished)
-        stacked = torch.stack(rows).div_(ballot.temperature)
-        shares = stacked.sigmoid_() if self._schema.has_regions else stacked.softmax(dim=0)
+        stacked, is_regions = torch.stack(rows), self._schema.has_regions
+        stacked.div_(divisor_of(stacked, ballot.temperature, is_regions=is_regions))
+        shares = stacked.sigmoid_() if is_regions else stacked.softmax(dim=0)
         return start, stop, shares.mul_(ballot.weight * CERTAIN).round_()
 
     def labels(self) -> LabelMap:

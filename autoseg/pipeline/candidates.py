@@ -66,7 +66,7 @@ class Candidates:
 
     Attributes:
         cases: By their ids, those that every configuration predicted.
-        temperatures: By configuration; what `calibrate` gave.
+        calibrations: By configuration; what `calibrate` gave.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Candidates:
             name: keep_probabilities(run, dataset, item, device=device, precision=precision, progress=progress)
             for name, item in self.finished.items()
         }
-        self.temperatures: dict[str, float] = {}
+        self.calibrations: dict[str, Calibration] = {}
 
     def each(self, what: str, step: Callable[[int, Case], R]) -> list[R]:
         """A step for every case, a few at a time."""
@@ -127,10 +127,10 @@ class Candidates:
 
     def part(self, name: str, case: Case) -> Part:
         """What a configuration says of a case."""
-        return Part(self._store(name, case).open(case.id), self.temperatures[name])
+        return Part(self._store(name, case).open(case.id), self._member(name).temperatures(self.schema))
 
     def calibrate(self, name: str) -> Calibration:
-        """Fit the temperature of a configuration; the parts and pairs that come later take it."""
+        """Fit the temperatures of a configuration; the parts and pairs that come later take them."""
         most = calibration.num_voxels_per_case(len(self.cases))
 
         def draw(number: int, case: Case) -> calibration.Sample | None:
@@ -144,16 +144,11 @@ class Candidates:
             np.zeros((self.schema.num_outputs, 0), np.uint8), np.zeros((self.schema.num_outputs, 0), np.bool_)
         )
         found = calibration.calibrate(calibration.join([nothing, *samples]), self.schema, name)
-        self.temperatures[name] = found.temperature
+        self.calibrations[name] = found
         return found
 
     def _member(self, name: str, weight: float = 1.0) -> Member:
-        return Member(
-            configuration=name,
-            folds=self.finished[name].folds,
-            weight=weight,
-            temperature=self.temperatures[name],
-        )
+        return self.calibrations[name].member(self.finished[name].folds, weight)
 
     def single(self, item: FinishedConfiguration) -> Scored:
         """A configuration, with the label maps that validation wrote."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.domain.dataset import Channel, LabelSchema
-from autoseg.domain.inference import InferenceRecipe, Member, rules_problems
+from autoseg.domain.inference import InferenceRecipe, Member, members_problems, rules_problems
 from autoseg.domain.values import digest_of
 from autoseg.errors import ConfigError, ModelError
 from autoseg.inference.segmenter import Segmenter, WeightedStages
@@ -39,7 +39,7 @@ class ChosenMember:
     """One configuration with its folds.
 
     Attributes:
-        member: Weight and temperature.
+        member: Weight and temperatures.
         models: Its folds.
         previous: Of a cascade: the folds of its previous stage.
     """
@@ -85,7 +85,8 @@ class Chosen:
                 "models": [model.identity for model in chosen.models],
                 "previous": [model.identity for model in chosen.previous],
                 "weight": 1.0 if is_alone else chosen.member.weight / total,
-                "temperature": 1.0 if is_alone else chosen.member.temperature,
+                # One number where all classes have the same, as before there were several.
+                "temperature": 1.0 if is_alone else chosen.member.temperatures(self.labels),
             }
             for chosen in self.members
         ]
@@ -120,7 +121,7 @@ class Chosen:
             models, previous = (
                 tuple(load_model(model.folder) for model in group) for group in (chosen.models, chosen.previous)
             )
-            temperature = chosen.member.temperature
+            temperature = chosen.member.temperatures(self.labels)
             tells_means = uncertainty and len(self.members) == 1
             stages = load_stages(
                 models,
@@ -200,6 +201,9 @@ def _checked(recipe: InferenceRecipe, members: Sequence[ChosenMember], where: Pa
                 f"{card.configuration} fold {card.fold} in {where} has other labels or channels than the first member",
                 hint="The members of an ensemble are configurations of one plan.",
             )
+    problems = members_problems(recipe.members, chosen.labels)
+    if problems:
+        raise ConfigError(f"the members in {where} do not fit the labels of the models", problems=problems)
     problems = rules_problems(recipe.postprocessing, chosen.labels)
     if problems:
         raise ConfigError(f"the rules in {where} do not fit the labels of the models", problems=problems)

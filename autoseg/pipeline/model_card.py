@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autoseg.domain.inference import DropSmall, FillHoles, KeepLargest, Rule
+from autoseg.domain.inference import DropSmall, FillHoles, KeepLargest, Member, Rule
 from autoseg.evaluation.crossval import FoldEvaluation
 from autoseg.io.files import read_json
 from autoseg.io.model import ModelCard
@@ -101,7 +101,7 @@ def _members(chosen: Chosen) -> str:
                 item.member.configuration,
                 ", ".join(str(model.card.fold) for model in item.models),
                 f"{item.member.weight:g}",
-                f"{item.member.temperature:g}",
+                _temperatures(item.member),
                 " × ".join(map(str, settings.network.patch_size)),
                 " × ".join(f"{value:.3g}" for value in settings.preprocess.target_spacing),
                 settings.previous_stage or "",
@@ -109,6 +109,13 @@ def _members(chosen: Chosen) -> str:
         )
     header = ("configuration", "folds", "weight", "temperature", "patch", "spacing in mm", "previous stage")
     return _table(header, rows)
+
+
+def _temperatures(member: Member) -> str:
+    named = member.class_temperatures
+    if not named:
+        return f"{member.temperature:g}"
+    return ", ".join([*(f"{name} {value:g}" for name, value in named.items()), f"others {member.temperature:g}"])
 
 
 def _afterwards(rules: Sequence[Rule]) -> list[str]:

@@ -210,7 +210,8 @@ def _evaluation(results: RunResults, tolerance: str, cite: _Cite) -> str:
         )
     if summary.selection is not None and summary.selection.calibrations:
         text += (
-            f" Probabilities were calibrated by temperatures fitted on out-of-fold predictions {cite('temperature')}."
+            " Probabilities were calibrated by temperatures, one for each class, fitted on out-of-fold predictions "
+            f"{cite('temperature')}."
         )
     text += f" Volumes were compared as proposed by Bland and Altman {cite('Bland-Altman')}."
     return text
