@@ -115,7 +115,7 @@ def _choice(selection: Selection) -> Text:
     rules = [item for item in selection.tried_rules if item.is_kept]
     shown = Text.assemble("Chosen: ", (selection.choice, "bold"), f". {selection.reason}.\n")
     if rules:
-        names = ", ".join(f"{item.rule.kind} ({', '.join(item.rule.classes)})" for item in rules)
+        names = ", ".join(f"{item.rule.in_short} ({', '.join(item.rule.classes)})" for item in rules)
         gained = (selection.final.mean_foreground_dice or 0.0) - (selection.chosen.mean_foreground_dice or 0.0)
         shown.append(f"Post-processing: {names}; mean foreground Dice {gained:+.4f}.\n")
     else:

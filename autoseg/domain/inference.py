@@ -70,6 +70,39 @@ class Member(GrownValue):
         return of_each[0] if len(set(of_each)) == 1 else of_each
 
 
+Thresholds = tuple[float | None, ...]
+"""Of each foreground class or region; None: none. See `Threshold`."""
+
+
+class Threshold(Value):
+    """A class is given to voxels where its probability is at least a threshold.
+
+    Where there are such rules, labels are decided by probabilities (those that are written on request). Of classes that
+    exclude each other a voxel gets the most probable of those that reach their thresholds, of equal ones the first, and
+    is background where none does; a class without a rule reaches its threshold where it is more probable than the
+    background. So without rules the most probable class wins, and a voxel that a class may not have goes to the next
+    one, or to the background. A region is predicted where it reaches its threshold; without a rule above one half.
+
+    Attributes:
+        classes: Names of classes or regions, at least one, each with this threshold.
+        min_probability: The threshold, above 0 and below 1.
+    """
+
+    kind: Literal["threshold"] = "threshold"
+    classes: tuple[str, ...]
+    min_probability: float = Field(gt=0, lt=1)
+
+    @property
+    def in_short(self) -> str:
+        """For tables, without the classes."""
+        return f"threshold of {self.min_probability:g}"
+
+    @model_validator(mode="after")
+    def _has_classes(self) -> Self:
+        _require_classes(self.classes)
+        return self
+
+
 class ComponentRule(Value):
     """A rule about connected components of classes, on the label map as it is written.
 
@@ -87,8 +120,7 @@ class ComponentRule(Value):
 
     @model_validator(mode="after")
     def _has_classes(self) -> Self:
-        if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"a rule needs different classes, at least one, got {self.classes}")
+        _require_classes(self.classes)
         return self
 
 
@@ -104,6 +136,11 @@ class KeepLargest(ComponentRule):
     count: int = Field(default=1, ge=1)
     becomes: int = Field(default=0, ge=0)
 
+    @property
+    def in_short(self) -> str:
+        """For tables, without the classes."""
+        return "keep largest" if self.count == 1 else f"keep {self.count} largest"
+
 
 class DropSmall(ComponentRule):
     """Components of less than a volume go.
@@ -116,6 +153,11 @@ class DropSmall(ComponentRule):
     kind: Literal["drop_small"] = "drop_small"
     min_ml: float = Field(gt=0, allow_inf_nan=False)
     becomes: int = Field(default=0, ge=0)
+
+    @property
+    def in_short(self) -> str:
+        """For tables, without the classes."""
+        return f"drop below {self.min_ml:g} ml"
 
 
 class FillHoles(ComponentRule):
@@ -134,19 +176,42 @@ class FillHoles(ComponentRule):
     max_ml: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     connectivity: Connectivity = "faces"
 
+    @property
+    def in_short(self) -> str:
+        """For tables, without the classes."""
+        return "fill holes" if self.max_ml is None else f"fill holes up to {self.max_ml:g} ml"
 
-Rule = Annotated[KeepLargest | DropSmall | FillHoles, Field(discriminator="kind")]
+
+Rule = Annotated[Threshold | KeepLargest | DropSmall | FillHoles, Field(discriminator="kind")]
+
+
+def _require_classes(names: tuple[str, ...]) -> None:
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"a rule needs different classes, at least one, got {names}")
+
+
+def thresholds_of(rules: Sequence[Rule], labels: LabelSchema) -> Thresholds | None:
+    """What rules say about probabilities, for each foreground class or region; None where there is no `Threshold`.
+
+    Args:
+        rules: Of an `InferenceRecipe`.
+        labels: Of the models.
+    """
+    named = {name: rule.min_probability for rule in rules if isinstance(rule, Threshold) for name in rule.classes}
+    return tuple(named.get(name) for name in labels.names) if named else None
 
 
 class InferenceRecipe(Value):
     """What `inference.json` holds.
 
     Each member's logits, averaged over its folds, are resampled to the image's own grid, divided by temperatures and
-    made probabilities; the weighted mean over the members decides. Then the rules are applied, in order.
+    made probabilities; the weighted mean over the members decides, with the thresholds if there are any. Then the rules
+    about components are applied, in order.
 
     Attributes:
         members: At least one; each configuration at most once.
-        postprocessing: In the order in which they are applied.
+        postprocessing: In the order in which they are applied: thresholds, which decide labels, come first, at most one
+            for each class.
         provenance: How it was chosen, for people; nothing depends on it.
     """
 
@@ -169,6 +234,16 @@ class InferenceRecipe(Value):
         names = [member.configuration for member in self.members]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"at least one member is needed, each configuration once, got {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _thresholds_come_first(self) -> Self:
+        is_threshold = [isinstance(rule, Threshold) for rule in self.postprocessing]
+        if is_threshold != sorted(is_threshold, reverse=True):
+            raise ValueError("thresholds decide labels, so they come before the rules about components")
+        named = [name for rule in self.postprocessing if isinstance(rule, Threshold) for name in rule.classes]
+        if len(set(named)) != len(named):
+            raise ValueError(f"a class has at most one threshold, got thresholds of {named}")
         return self
 
 
@@ -198,6 +273,6 @@ def rules_problems(rules: Sequence[Rule], labels: LabelSchema) -> tuple[str, ...
     for number, rule in enumerate(rules):
         where = f"postprocessing.{number} ({rule.kind})"
         problems += [f"{where}: there is no class {name!r}" for name in rule.classes if name not in labels.names]
-        if not isinstance(rule, FillHoles) and rule.becomes not in labels.label_values:
+        if isinstance(rule, KeepLargest | DropSmall) and rule.becomes not in labels.label_values:
             problems.append(f"{where}: becomes is {rule.becomes}, which is none of {list(labels.label_values)}")
     return tuple(problems)

@@ -92,7 +92,7 @@ class Decoder:
     def outcome_of_codes(self, codes: Codes) -> NDArray[np.int64]:
         """What codes (K, ...) of one configuration say: the winning class (of equals the first), or bits of regions."""
         if self.schema.has_regions:
-            return _bits(codes >= _HALF)
+            return bits_of(codes >= _HALF)
         winners: NDArray[np.int64] = codes.argmax(axis=0)
         return winners
 
@@ -105,12 +105,12 @@ class Decoder:
     def of_shares(self, shares: Shares) -> Indices:
         """Value indices (...) of probabilities (K, ...)."""
         if self.schema.has_regions:
-            return self.values_of(_bits(shares > 0.5))
+            return self.values_of(bits_of(shares > 0.5))
         return self.values_of(shares.argmax(axis=0))
 
 
-def _bits(memberships: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Combinations of regions, one bit a region."""
+def bits_of(memberships: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Combinations of regions, one bit a region, of (K, ...)."""
     bits = np.zeros(memberships.shape[1:], np.int64)
     for number, inside in enumerate(memberships):
         bits |= inside.astype(np.int64) << number

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from autoseg.domain.dataset import LabelSchema
-from autoseg.domain.inference import Connectivity, DropSmall, FillHoles, KeepLargest, Rule, rules_problems
+from autoseg.domain.inference import (
+    Connectivity,
+    DropSmall,
+    FillHoles,
+    KeepLargest,
+    Rule,
+    Threshold,
+    rules_problems,
+)
 from autoseg.domain.regions import own_value
 from autoseg.errors import ConfigError
 
@@ -34,7 +42,7 @@ def apply_rules(
 
     Args:
         labels: (I, J, K) label values.
-        rules: In order.
+        rules: In order. Thresholds are left aside: they have decided the map, see `inference.deciding`.
         schema: What the values mean.
         spacing_mm: Of a voxel, in the axis order of the map.
 
@@ -52,13 +60,21 @@ def apply_rules(
     flat = out.squeeze() if out.size > 1 else out.reshape(1)
     voxel_ml = prod(spacing_mm) / _MM3_PER_ML
     for rule in rules:
+        if isinstance(rule, Threshold):
+            continue
         groups = (rule.classes,) if rule.joined else tuple((name,) for name in rule.classes)
         for names in groups:
             _apply(flat, rule, names, schema, voxel_ml)
     return out
 
 
-def _apply(labels: NDArray[Labels], rule: Rule, names: Sequence[str], schema: LabelSchema, voxel_ml: float) -> None:
+def _apply(
+    labels: NDArray[Labels],
+    rule: KeepLargest | DropSmall | FillHoles,
+    names: Sequence[str],
+    schema: LabelSchema,
+    voxel_ml: float,
+) -> None:
     """One rule for one class, or for classes that are joined; changes `labels`."""
     numbers = [schema.names.index(name) for name in names]
     values = sorted({value for number in numbers for value in schema.classes[number].values})

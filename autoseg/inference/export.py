@@ -36,8 +36,13 @@ Finished = tuple[int, int, Tensor | None, Sequence[Tensor]]
 """Output rows [start, stop), the classes found there, and what a collector makes of them; None and nothing where no row
 was finished."""
 
-# With a collector all values of a chunk are held at once: as many as of so many classes otherwise.
+# With a collector, or where probabilities decide, all values of a chunk are held at once: as many as of so many classes
+# otherwise.
 _CLASSES_COLLECTED = 8
+
+
+Decide = Callable[[Tensor], Tensor]
+"""From logits (K, D, H, W) to class indices, or numbers with a bit for each region; see `Criteria.of_logits`."""
 
 
 class Collector(Protocol):
@@ -64,6 +69,7 @@ def labels_from_stream(
     column: Column | None = None,
     into: LabelMap | None = None,
     collector: Collector | None = None,
+    decide: Decide | None = None,
 ) -> LabelMap:
     """Resample logits to the crop's own grid and keep what wins there, slab by slab and class by class.
 
@@ -77,6 +83,7 @@ def labels_from_stream(
         column: The part of the image that the logits are of; None is the whole.
         into: A map that this was given before for another column: it is filled in. None makes one.
         collector: Gets the resampled values; the stream may then have further outputs for it.
+        decide: Says of resampled logits what voxels are; None: the largest logit does, or the sign of each region's.
 
     Returns:
         (I, J, K) label values on the file's grid, 0 outside the crop and in columns that are still to come; uint8 where
@@ -92,12 +99,13 @@ def labels_from_stream(
     part = (column.rows, column.new_rows)
     num_values = schema.num_outputs if collector is None else collector.num_values
     resamplers = [SlabResampler(change, axis, part=part) for _ in range(num_values)]
-    decide = partial(_decide, resamplers, schema, collector)
-    num_together = 1 if collector is None else ceil(num_values / _CLASSES_COLLECTED)
+    step = partial(_decide, resamplers, schema, collector, decide)
+    holds_all = collector is not None or decide is not None
+    num_together = ceil(num_values / _CLASSES_COLLECTED) if holds_all else 1
     for _, _, slab in stream:
         num_rows = max(1, rows_per_chunk(change, column, axis, slab.device) // num_together)
         for logits in torch.split(slab, num_rows, dim=axis + 1):
-            start, stop, found, kept = _finished(decide, resamplers, logits, has_other_way=logits.device.type != "cpu")
+            start, stop, found, kept = _finished(step, resamplers, logits, has_other_way=logits.device.type != "cpu")
             if found is None:
                 continue
             numbers = found.cpu().numpy()
@@ -143,19 +151,24 @@ def _finished(
 
 
 def _decide(
-    resamplers: Sequence[SlabResampler], schema: LabelSchema, collector: Collector | None, logits: Tensor
+    resamplers: Sequence[SlabResampler],
+    schema: LabelSchema,
+    collector: Collector | None,
+    decide: Decide | None,
+    logits: Tensor,
 ) -> Finished:
     """What the output rows hold that these input rows finish."""
     rows = _Rows(resamplers, logits)
-    decide = _regions if schema.has_regions else _winning_classes
-    if collector is None:
-        found = decide(iter(rows), len(resamplers))
+    by_logits = _regions if schema.has_regions else _winning_classes
+    if collector is None and decide is None:
+        found = by_logits(iter(rows), len(resamplers))
         return rows.start, rows.stop, found if rows.start < rows.stop else None, ()
     kept = list(rows)
     if rows.start == rows.stop:
         return rows.start, rows.stop, None, ()
-    found = decide(iter(kept[: schema.num_outputs]), schema.num_outputs)
-    return rows.start, rows.stop, found, collector.compute(torch.stack(kept))
+    own = kept[: schema.num_outputs]
+    found = by_logits(iter(own), len(own)) if decide is None else decide(torch.stack(own))
+    return rows.start, rows.stop, found, () if collector is None else collector.compute(torch.stack(kept))
 
 
 class _Rows:

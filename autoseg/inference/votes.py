@@ -24,6 +24,7 @@ from autoseg.domain.dataset import LabelSchema
 from autoseg.domain.inference import Temperature
 from autoseg.domain.plan import PreprocessPlan
 from autoseg.inference.columns import Column
+from autoseg.inference.deciding import Criteria
 from autoseg.inference.export import LabelMap, rows_per_chunk
 from autoseg.inference.gather import Gathering
 from autoseg.inference.ladder import if_it_fits
@@ -130,28 +131,35 @@ class Votes:
         shares = stacked.sigmoid_() if is_regions else stacked.softmax(dim=0)
         return start, stop, shares.mul_(ballot.weight * CERTAIN).round_()
 
-    def labels(self) -> LabelMap:
+    def labels(self, criteria: Criteria | None = None) -> LabelMap:
         """What has most votes: (I, J, K) label values, in Fortran order; see `labels_from_stream`.
 
         Of equal classes the earlier one wins, background first; a region is predicted where it has more than half.
+
+        Args:
+            criteria: Decide by probabilities instead; None: there are no thresholds.
         """
         table = self._schema.decode_table()
         labels: LabelMap = np.zeros(self._votes.shape[:0:-1], table.dtype, order="F")
         slices = labels.T
         for some in self._in_slices():
             votes = self._votes[:, some]
-            if self._schema.has_regions:
-                slices[some] = self._schema.decode_regions(_regions(votes))
+            if criteria is not None:
+                numbers: NDArray[np.integer] = criteria.of_shares(self._shares(votes)).numpy()
             else:
-                slices[some] = table[_winners(votes)]
+                numbers = _regions(votes) if self._schema.has_regions else _winners(votes)
+            slices[some] = self._schema.decode_regions(numbers) if self._schema.has_regions else table[numbers]
         return labels
 
     def gather(self, gathering: Gathering) -> None:
         """Fill in the probabilities that were voted with."""
         for some in self._in_slices():
-            votes = self._votes[:, some]
-            values = votes.astype(np.int32) if self._schema.has_regions else _with_background(votes)
-            gathering.take(some, torch.from_numpy(values).to(torch.float32).div_(CERTAIN).clamp_(0, 1))
+            gathering.take(some, self._shares(self._votes[:, some]))
+
+    def _shares(self, votes: NDArray[np.uint16]) -> Tensor:
+        """Probabilities (K, ...) of some voxels, the background's too."""
+        values = votes.astype(np.int32) if self._schema.has_regions else _with_background(votes)
+        return torch.from_numpy(values).to(torch.float32).div_(CERTAIN).clamp_(0, 1)
 
     def _in_slices(self) -> Iterator[slice]:
         """Parts of the image that are decided at a time."""

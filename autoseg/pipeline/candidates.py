@@ -22,6 +22,7 @@ from autoseg.evaluation.crossval import evaluate_cases, tolerance_of
 from autoseg.evaluation.ensemble import WEIGHTS, Decoder, Indices, Part, pair_counts, pair_labels
 from autoseg.evaluation.selection import Calibration, Candidate, folder_name
 from autoseg.evaluation.summaries import CaseMetrics, Evaluation, Summary, summarise
+from autoseg.evaluation.thresholds import Mixture
 from autoseg.io.files import write_text
 from autoseg.io.images import read_header, read_labels, write_labels
 from autoseg.io.probabilities import ProbabilityStore
@@ -128,6 +129,11 @@ class Candidates:
     def part(self, name: str, case: Case) -> Part:
         """What a configuration says of a case."""
         return Part(self._store(name, case).open(case.id), self._member(name).temperatures(self.schema))
+
+    def mixture(self, candidate: Candidate, case: Case) -> Mixture:
+        """What a candidate says of a case: its configurations with their shares."""
+        total = sum(member.weight for member in candidate.members)
+        return [(self.part(member.configuration, case), member.weight / total) for member in candidate.members]
 
     def calibrate(self, name: str) -> Calibration:
         """Fit the temperatures of a configuration; the parts and pairs that come later take them."""

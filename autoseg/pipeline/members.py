@@ -11,6 +11,7 @@ from autoseg.domain.dataset import Channel, LabelSchema
 from autoseg.domain.inference import InferenceRecipe, Member, members_problems, rules_problems
 from autoseg.domain.values import digest_of
 from autoseg.errors import ConfigError, ModelError
+from autoseg.inference.deciding import Criteria
 from autoseg.inference.segmenter import Segmenter, WeightedStages
 from autoseg.inference.settings import PredictionSettings
 from autoseg.inference.stages import load_stages
@@ -79,6 +80,8 @@ class Chosen:
     def digest(self) -> str:
         """Names what predicts: another model, weight or rule gives another name."""
         is_alone = len(self.members) == 1
+        # One member decides by its logits alone, unless a rule asks how probable labels are.
+        has_shares = not is_alone or Criteria.of(self.recipe.postprocessing, self.labels) is not None
         total = sum(chosen.member.weight for chosen in self.members)
         members = [
             {
@@ -86,7 +89,7 @@ class Chosen:
                 "previous": [model.identity for model in chosen.previous],
                 "weight": 1.0 if is_alone else chosen.member.weight / total,
                 # One number where all classes have the same, as before there were several.
-                "temperature": 1.0 if is_alone else chosen.member.temperatures(self.labels),
+                "temperature": chosen.member.temperatures(self.labels) if has_shares else 1.0,
             }
             for chosen in self.members
         ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autoseg.domain.inference import DropSmall, FillHoles, KeepLargest, Member, Rule
+from autoseg.domain.inference import DropSmall, FillHoles, KeepLargest, Member, Rule, Threshold
 from autoseg.evaluation.crossval import FoldEvaluation
 from autoseg.io.files import read_json
 from autoseg.io.model import ModelCard
@@ -126,6 +126,10 @@ def _afterwards(rules: Sequence[Rule]) -> list[str]:
 
 def in_words(rule: Rule) -> str:
     """A post-processing rule as a sentence."""
+    if isinstance(rule, Threshold):
+        return (
+            f"Give {' and '.join(rule.classes)} to voxels where the probability is at least {rule.min_probability:g}."
+        )
     what = " and ".join(rule.classes) + (" together" if rule.joined else "")
     neighbours = f"(neighbours: {rule.connectivity})"
     if isinstance(rule, KeepLargest):

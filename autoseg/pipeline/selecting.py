@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 from autoseg import __version__
 from autoseg.domain.dataset import Case, Dataset
-from autoseg.domain.inference import InferenceRecipe
+from autoseg.domain.inference import InferenceRecipe, thresholds_of
 from autoseg.evaluation.comparing import choose_candidate, compare_all
 from autoseg.evaluation.confidence import confidence_of
 from autoseg.evaluation.postprocess import apply_rules
@@ -21,6 +22,7 @@ from autoseg.evaluation.rules_search import Found, Predicted, RuleSearch
 from autoseg.evaluation.selection import FINAL, Candidate, CaseConfidence, Selection, inputs_digest
 from autoseg.evaluation.statistics import StatisticsRecord
 from autoseg.evaluation.summaries import Summary
+from autoseg.evaluation.thresholds import with_thresholds
 from autoseg.io.files import read_text
 from autoseg.io.images import read_labels, write_labels
 from autoseg.io.run_folder import RunFolder
@@ -160,17 +162,28 @@ class _Selecting:
 
     def _search_rules(self, best: Scored) -> Found:
         predicted = [
-            Predicted(case.id, best.label_maps[case.id], labels_of(case), case.annotated) for case in self._all.cases
+            Predicted(
+                case.id,
+                best.label_maps[case.id],
+                labels_of(case),
+                case.annotated,
+                partial(self._all.mixture, best.candidate, case),
+            )
+            for case in self._all.cases
         ]
         return RuleSearch(predicted, self._all.schema, self._all.patients, num_cpus(), self._progress).run()
 
     def _apply(self, found: Found, best: Scored) -> Summary:
         """Write and score what the rules make of the chosen predictions."""
         folder = self._all.fresh(FINAL)
+        thresholds = thresholds_of(found.rules, self._all.schema)
 
         def write(_: int, case: Case) -> Path:
             path = folder / f"{case.id}{self._all.dataset.file_ending}"
             labels, geometry = read_labels(best.label_maps[case.id], None)
+            if thresholds is not None:
+                mixture = self._all.mixture(best.candidate, case)
+                labels = with_thresholds(labels, mixture, thresholds, self._all.decoder)
             write_labels(path, apply_rules(labels, found.rules, self._all.schema, geometry.spacing_mm), geometry)
             return path
 
@@ -179,10 +192,8 @@ class _Selecting:
         return self._all.evaluate(label_maps, folder).summary
 
     def _confidences(self, chosen: Candidate) -> tuple[CaseConfidence, ...]:
-        total = sum(member.weight for member in chosen.members)
-
         def look(_: int, case: Case) -> CaseConfidence:
-            parts = [(self._all.part(one.configuration, case), one.weight / total) for one in chosen.members]
+            parts = self._all.mixture(chosen, case)
             return confidence_of(case.id, parts, self._all.reference(case), self._all.decoder)
 
         return tuple(self._all.each("Looking for cases that are unsure", look))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
 
-from autoseg.domain.inference import DropSmall, KeepLargest, Rule
+from autoseg.domain.inference import DropSmall, KeepLargest, Rule, Threshold
 from autoseg.domain.plan import Configuration
 from autoseg.report.collect import ConfigurationResult, RunResults
 
@@ -229,7 +229,7 @@ def _outcome(results: RunResults) -> Iterator[str]:
     span = whole.interval
     between = "" if span is None else f" (95 % confidence interval {span.low:.3f}–{span.high:.3f})"
     rules = () if chosen is None else tuple(_rule_in_words(rule) for rule in chosen.recipe.postprocessing)
-    afterwards = f", after which {'; '.join(rules)}" if rules else ""
+    afterwards = f"; in post-processing, {'; '.join(rules)}" if rules else ""
     classes = ", ".join(
         f"{item.name} {item.metric('dice').mean:.3f}" for item in whole.classes if item.metric("dice").mean is not None
     )
@@ -241,6 +241,8 @@ def _outcome(results: RunResults) -> Iterator[str]:
 
 def _rule_in_words(rule: Rule) -> str:
     classes = " and ".join(rule.classes)
+    if isinstance(rule, Threshold):
+        return f"{classes} was given to voxels where its probability was at least {rule.min_probability:g}"
     if isinstance(rule, KeepLargest):
         return f"the largest {_count(rule.count, 'component', 'components')} of {classes} was kept"
     if isinstance(rule, DropSmall):
