@@ -160,6 +160,34 @@ class DropSmall(ComponentRule):
         return f"drop below {self.min_ml:g} ml"
 
 
+class DropUnlikely(ComponentRule):
+    """Components go whose mean probability is below a limit: the class' own, over the voxels that it was given.
+
+    The mean is over the component's voxels whose label is still the one that was decided; what an earlier rule has
+    added does not count, and a component of nothing else stays. Probabilities are those that are written on request,
+    in 8 bit.
+
+    Attributes:
+        min_mean: The limit; a component with exactly this mean stays.
+        becomes: Label value of the voxels that go; 0 is background.
+    """
+
+    kind: Literal["drop_unlikely"] = "drop_unlikely"
+    min_mean: float = Field(gt=0, le=1)
+    becomes: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _is_of_single_classes(self) -> Self:
+        if self.joined:
+            raise ValueError("drop_unlikely is not for classes that are joined: each has a probability of its own")
+        return self
+
+    @property
+    def in_short(self) -> str:
+        """For tables, without the classes."""
+        return f"drop below a mean probability of {self.min_mean:g}"
+
+
 class FillHoles(ComponentRule):
     """Background that is enclosed by a class becomes that class; voxels of other classes stay what they are.
 
@@ -182,7 +210,7 @@ class FillHoles(ComponentRule):
         return "fill holes" if self.max_ml is None else f"fill holes up to {self.max_ml:g} ml"
 
 
-Rule = Annotated[Threshold | KeepLargest | DropSmall | FillHoles, Field(discriminator="kind")]
+Rule = Annotated[Threshold | KeepLargest | DropSmall | DropUnlikely | FillHoles, Field(discriminator="kind")]
 
 
 def _require_classes(names: tuple[str, ...]) -> None:
@@ -273,6 +301,6 @@ def rules_problems(rules: Sequence[Rule], labels: LabelSchema) -> tuple[str, ...
     for number, rule in enumerate(rules):
         where = f"postprocessing.{number} ({rule.kind})"
         problems += [f"{where}: there is no class {name!r}" for name in rule.classes if name not in labels.names]
-        if isinstance(rule, KeepLargest | DropSmall) and rule.becomes not in labels.label_values:
+        if isinstance(rule, KeepLargest | DropSmall | DropUnlikely) and rule.becomes not in labels.label_values:
             problems.append(f"{where}: becomes is {rule.becomes}, which is none of {list(labels.label_values)}")
     return tuple(problems)

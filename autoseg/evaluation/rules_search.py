@@ -25,14 +25,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.domain.dataset import LabelSchema
-from autoseg.domain.inference import DropSmall, FillHoles, KeepLargest, Rule, Threshold, Thresholds, thresholds_of
+from autoseg.domain.inference import (
+    DropSmall,
+    DropUnlikely,
+    FillHoles,
+    KeepLargest,
+    Rule,
+    Threshold,
+    Thresholds,
+    thresholds_of,
+)
 from autoseg.evaluation.components import Components, components_of, without_holes
 from autoseg.evaluation.counts import Counts, class_means, dice_of, mean_foreground
 from autoseg.evaluation.ensemble import Decoder
-from autoseg.evaluation.postprocess import apply_rules
+from autoseg.evaluation.postprocess import Likelihoods, apply_rules
 from autoseg.evaluation.selection import TriedRule
 from autoseg.evaluation.statistics import MIN_PATIENTS, Bootstrap, Interval, interval_of, mean_of_means
-from autoseg.evaluation.thresholds import THRESHOLDS, Changes, Mixture, changes_of, with_thresholds
+from autoseg.evaluation.thresholds import THRESHOLDS, Changes, Mixture, changes_of, likelihoods_of, with_thresholds
 from autoseg.io.images import read_labels
 from autoseg.runtime import NoProgress, Progress
 
@@ -40,8 +49,8 @@ KEEP_COUNTS = (1, 2, 3)
 """How many components of a class are tried to be kept."""
 
 DROP_QUANTILES = (0.25, 0.5, 0.75, 0.9, 1.0)
-"""Smallest volumes that are tried lie just above these quantiles of the components that are not the largest of their
-case."""
+"""Smallest volumes and mean probabilities that are tried lie just above these quantiles of the components that are not
+the largest, or the most probable, of their case."""
 
 _MM3_PER_ML = 1000.0
 _JUST_ABOVE = 1.01
@@ -132,6 +141,7 @@ class RuleSearch:
         self._workers = max(1, workers)
         self._progress = progress or NoProgress()
         self._bootstrap = Bootstrap.of([case.case for case in cases], patients)
+        self._are_probable = bool(self._cases) and all(case.mixture is not None for case in self._cases)
         self._rules: list[Rule] = []
         self._tried: list[TriedRule] = []
 
@@ -141,8 +151,7 @@ class RuleSearch:
         Raises:
             DatasetError: A label map cannot be read.
         """
-        are_probable = bool(self._cases) and all(case.mixture is not None for case in self._cases)
-        for one in _rounds(self._schema, with_thresholds=are_probable):
+        for one in _rounds(self._schema, with_thresholds=self._are_probable):
             self._round(one)
         return Found(tuple(self._rules), tuple(self._tried))
 
@@ -181,8 +190,12 @@ class RuleSearch:
         labels = decided
         if thresholds is not None:
             labels = with_thresholds(decided, _mixture(case), thresholds, self._decoder)
+        likelihoods: Likelihoods | None = None
+        asks = any(isinstance(rule, DropUnlikely) for rule in self._rules)
+        if self._are_probable and (asks or one.kind == "components"):
+            likelihoods = likelihoods_of(labels, _mixture(case), self._decoder)
         if self._rules:
-            labels = apply_rules(labels, self._rules, self._schema, spacing)
+            labels = apply_rules(labels, self._rules, self._schema, spacing, likelihoods)
         # Counted as they lie in memory: files are read in Fortran order.
         actual = self._table.encode_reference(np.ascontiguousarray(reference.T))
         counts = self._table.count(actual, self._table.encode(np.ascontiguousarray(labels.T)))
@@ -191,7 +204,17 @@ class RuleSearch:
             return _Seen(voxel_ml, counts, changes=self._changes(case, decided, actual, thresholds, one))
         if one.kind == "components":
             # On the file's own axes: of equal components the first one counts as the largest.
-            found = {group: components_of(group, labels, actual.T, self._schema, self._table) for group in one.groups}
+            found = {
+                group: components_of(
+                    group,
+                    labels,
+                    actual.T,
+                    self._schema,
+                    self._table,
+                    None if likelihoods is None or len(group) > 1 else likelihoods[group[0]],
+                )
+                for group in one.groups
+            }
             return _Seen(voxel_ml, counts, found)
         filled = {}
         for group in one.groups:
@@ -231,6 +254,7 @@ class RuleSearch:
         )
         if not is_joined:
             yield tuple(DropSmall(classes=group, min_ml=value) for value in _volumes_ml(group, seen))
+            yield tuple(DropUnlikely(classes=group, min_mean=value) for value in _means(group, seen))
 
     def _try(
         self,
@@ -324,7 +348,7 @@ def _against(gain: float, interval: Interval | None, class_gains: Mapping[str, f
 
 
 def _mixture(case: Predicted) -> Mixture:
-    assert case.mixture is not None, "thresholds are tried only where the probabilities of every case are known"
+    assert case.mixture is not None, "tried only where the probabilities of every case are known"
     return case.mixture()
 
 
@@ -348,5 +372,17 @@ def _volumes_ml(group: Group, seen: Sequence[_Seen]) -> tuple[float, ...]:
     pooled = np.concatenate(others) if others else np.zeros(0)
     if not len(pooled):
         return ()
-    values = (float(value) * _JUST_ABOVE for value in np.quantile(pooled, DROP_QUANTILES, method="higher"))
-    return tuple(dict.fromkeys(float(f"{value:.{_DIGITS}g}") for value in values))
+    return _just_above(pooled)
+
+
+def _means(group: Group, seen: Sequence[_Seen]) -> tuple[float, ...]:
+    """Smallest mean probabilities worth trying, ascending."""
+    means = (item.components[group].means for item in seen)
+    others = [np.sort(values)[:-1] for values in means if values is not None]
+    pooled = np.concatenate([np.zeros(0), *others])
+    return tuple(value for value in _just_above(pooled) if value < 1) if len(pooled) else ()
+
+
+def _just_above(values: NDArray[np.float64]) -> tuple[float, ...]:
+    quantiles = (float(value) * _JUST_ABOVE for value in np.quantile(values, DROP_QUANTILES, method="higher"))
+    return tuple(dict.fromkeys(float(f"{value:.{_DIGITS}g}") for value in quantiles))

@@ -16,6 +16,8 @@ from autoseg.domain.dataset import LabelSchema
 from autoseg.domain.inference import Temperature, Thresholds
 from autoseg.evaluation.counts import Counts
 from autoseg.evaluation.ensemble import MOST_VALUES, Decoder, Indices, Part, Shares, bits_of, shares_of
+from autoseg.evaluation.postprocess import Likelihoods
+from autoseg.io.fractions import LEVELS
 from autoseg.io.probabilities import VALUE_OF_CODE, Codes, ranges
 
 THRESHOLDS = (0.4, 0.6, 0.3, 0.7, 0.2, 0.8)
@@ -112,6 +114,27 @@ def with_thresholds(
         places = tuple(place[changed] for place in np.nonzero(chosen))
         out.T[rows][places] = table[decoder.values_of(after[changed])]
     return out
+
+
+def likelihoods_of(labels: NDArray[np.integer], mixture: Mixture, decoder: Decoder) -> Likelihoods:
+    """How probable what a label map says is, for `apply_rules`.
+
+    Args:
+        labels: (I, J, K) label values, as they were decided.
+        mixture: What the members say of the case.
+        decoder: Of the labels.
+    """
+    schema = decoder.schema
+    num_maps = len(schema.classes) if schema.has_regions else 1
+    maps = np.zeros((num_maps, *labels.shape[::-1]), np.uint8)
+    for start, stop in ranges(mixture[0][0].stored.shape, MOST_VALUES):
+        found = decoder.table.encode(labels.T[start:stop])
+        chosen = found > 0
+        codes = [part.stored.slices(start, stop) for part, _ in mixture]
+        shares = _shares_at(chosen, codes, mixture, schema)
+        own = shares if schema.has_regions else np.take_along_axis(shares, found[chosen][None].astype(np.intp), 0)
+        maps[:, start:stop][:, chosen] = np.rint(own * np.float32(LEVELS)).clip(0, LEVELS).astype(np.uint8)
+    return {name: maps[number if schema.has_regions else 0].T for number, name in enumerate(schema.names)}
 
 
 def changes_of(

@@ -32,17 +32,13 @@ LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
 # The smallest integers with a bit for every region; see `regions.MOST_REGIONS`.
 _CODES = ((8, torch.uint8), (15, torch.int16), (31, torch.int32), (63, torch.int64))
 
-Finished = tuple[int, int, Tensor | None, Sequence[Tensor]]
-"""Output rows [start, stop), the classes found there, and what a collector makes of them; None and nothing where no row
-was finished."""
+Finished = tuple[int, int, Tensor | None, Sequence[Tensor], Sequence[Tensor]]
+"""Output rows [start, stop), the classes found there, and what a judge and a collector want to keep of them; None and
+nothing where no row was finished."""
 
 # With a collector, or where probabilities decide, all values of a chunk are held at once: as many as of so many classes
 # otherwise.
 _CLASSES_COLLECTED = 8
-
-
-Decide = Callable[[Tensor], Tensor]
-"""From logits (K, D, H, W) to class indices, or numbers with a bit for each region; see `Criteria.of_logits`."""
 
 
 class Collector(Protocol):
@@ -59,6 +55,16 @@ class Collector(Protocol):
         """Keep it, for a part of the crop in network axis order."""
 
 
+class Judge(Protocol):
+    """Decides what voxels are where logits alone do not; see `StreamJudge`."""
+
+    def decide(self, logits: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Of (K, D, H, W) float32: class indices or numbers with a bit for each region, and what to keep."""
+
+    def store(self, box: Box, kept: Sequence[Tensor]) -> None:
+        """Keep it, for a part of the crop in network axis order."""
+
+
 def labels_from_stream(
     stream: Iterator[tuple[int, int, Tensor]],
     axis: int,
@@ -69,7 +75,7 @@ def labels_from_stream(
     column: Column | None = None,
     into: LabelMap | None = None,
     collector: Collector | None = None,
-    decide: Decide | None = None,
+    judge: Judge | None = None,
 ) -> LabelMap:
     """Resample logits to the crop's own grid and keep what wins there, slab by slab and class by class.
 
@@ -83,7 +89,7 @@ def labels_from_stream(
         column: The part of the image that the logits are of; None is the whole.
         into: A map that this was given before for another column: it is filled in. None makes one.
         collector: Gets the resampled values; the stream may then have further outputs for it.
-        decide: Says of resampled logits what voxels are; None: the largest logit does, or the sign of each region's.
+        judge: Says of resampled logits what voxels are; None: the largest logit does, or the sign of each region's.
 
     Returns:
         (I, J, K) label values on the file's grid, 0 outside the crop and in columns that are still to come; uint8 where
@@ -99,20 +105,25 @@ def labels_from_stream(
     part = (column.rows, column.new_rows)
     num_values = schema.num_outputs if collector is None else collector.num_values
     resamplers = [SlabResampler(change, axis, part=part) for _ in range(num_values)]
-    step = partial(_decide, resamplers, schema, collector, decide)
-    holds_all = collector is not None or decide is not None
+    step = partial(_decide, resamplers, schema, collector, judge)
+    holds_all = collector is not None or judge is not None
     num_together = ceil(num_values / _CLASSES_COLLECTED) if holds_all else 1
     for _, _, slab in stream:
         num_rows = max(1, rows_per_chunk(change, column, axis, slab.device) // num_together)
         for logits in torch.split(slab, num_rows, dim=axis + 1):
-            start, stop, found, kept = _finished(step, resamplers, logits, has_other_way=logits.device.type != "cpu")
+            start, stop, found, weighed, kept = _finished(
+                step, resamplers, logits, has_other_way=logits.device.type != "cpu"
+            )
             if found is None:
                 continue
             numbers = found.cpu().numpy()
             values = schema.decode_regions(numbers) if schema.has_regions else table[numbers]
             rows_of[start:stop] = np.moveaxis(values, axis, 0)
+            box = _rows_of_crop(column, axis, start, stop)
+            if judge is not None:
+                judge.store(box, weighed)
             if collector is not None:
-                collector.store(_rows_of_crop(column, axis, start, stop), kept)
+                collector.store(box, kept)
     return labels
 
 
@@ -154,21 +165,26 @@ def _decide(
     resamplers: Sequence[SlabResampler],
     schema: LabelSchema,
     collector: Collector | None,
-    decide: Decide | None,
+    judge: Judge | None,
     logits: Tensor,
 ) -> Finished:
     """What the output rows hold that these input rows finish."""
     rows = _Rows(resamplers, logits)
     by_logits = _regions if schema.has_regions else _winning_classes
-    if collector is None and decide is None:
+    if collector is None and judge is None:
         found = by_logits(iter(rows), len(resamplers))
-        return rows.start, rows.stop, found if rows.start < rows.stop else None, ()
-    kept = list(rows)
+        return rows.start, rows.stop, found if rows.start < rows.stop else None, (), ()
+    values = list(rows)
     if rows.start == rows.stop:
-        return rows.start, rows.stop, None, ()
-    own = kept[: schema.num_outputs]
-    found = by_logits(iter(own), len(own)) if decide is None else decide(torch.stack(own))
-    return rows.start, rows.stop, found, () if collector is None else collector.compute(torch.stack(kept))
+        return rows.start, rows.stop, None, (), ()
+    own = values[: schema.num_outputs]
+    weighed: Sequence[Tensor] = ()
+    if judge is None:
+        found = by_logits(iter(own), len(own))
+    else:
+        found, weighed = judge.decide(torch.stack(own))
+    kept = () if collector is None else collector.compute(torch.stack(values))
+    return rows.start, rows.stop, found, weighed, kept
 
 
 class _Rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from autoseg.domain.geometry import Volume
 from autoseg.domain.inference import Temperature
 from autoseg.errors import ConfigError, DatasetError, ModelError
 from autoseg.inference.columns import Column, make_columns
-from autoseg.inference.deciding import Criteria
+from autoseg.inference.deciding import Deciding
 from autoseg.inference.empty import SkippingEmpty
 from autoseg.inference.engines import WantedEngine, Way, pick_device_for
 from autoseg.inference.engines.running import Running
@@ -247,7 +246,7 @@ class Predictor:
         prepared: Prepared,
         previous: IndexMap | None = None,
         gathering: Gathering | None = None,
-        criteria: Criteria | None = None,
+        deciding: Deciding | None = None,
     ) -> LabelMap:
         """The second half of a prediction; see `__call__` and `logits`.
 
@@ -255,7 +254,7 @@ class Predictor:
             prepared: See `prepare`.
             previous: See `logits`.
             gathering: Filled in, see `Gathering`.
-            criteria: Decide by probabilities; None: the logits decide.
+            deciding: Decides by probabilities, see `Deciding`; None: the logits decide.
         """
         trail, plan, schema = prepared.trail, self.settings.preprocess, self.labels
         labels: LabelMap | None = None
@@ -263,12 +262,12 @@ class Predictor:
         if gathering is not None:
             collector = gathering.of_stream(trail, has_means=self.has_means, temperature=self.temperature)
 
-        by_shares = None if criteria is None else partial(criteria.of_logits, temperature=self.temperature)
+        judge = None if deciding is None else deciding.of_stream(trail, self.temperature)
 
         def decide(column: Column, axis: int, stream: Iterator[Slab]) -> None:
             nonlocal labels
             labels = labels_from_stream(
-                stream, axis, trail, plan, schema, column=column, into=labels, collector=collector, decide=by_shares
+                stream, axis, trail, plan, schema, column=column, into=labels, collector=collector, judge=judge
             )
 
         self.each_column(prepared, decide, previous)

@@ -13,7 +13,7 @@ from autoseg.domain.geometry import Geometry, Volume
 from autoseg.domain.inference import Rule, Temperature, Threshold
 from autoseg.errors import ModelError
 from autoseg.evaluation.postprocess import apply_rules
-from autoseg.inference.deciding import Criteria
+from autoseg.inference.deciding import Criteria, Deciding
 from autoseg.inference.export import LabelMap
 from autoseg.inference.gather import Gathering
 from autoseg.inference.inputs import warn_of_cubes
@@ -103,15 +103,29 @@ class Segmenter:
         """
         return ReadyCase(volume.geometry, tuple(member.stages.prepare(volume, case_id) for member in self._members))
 
-    def segment(self, ready: ReadyCase, gathering: Gathering | None = None) -> LabelMap:
+    def deciding(self, geometry: Geometry) -> Deciding | None:
+        """What decides the labels of an image, and is shown to `finish` again; None where logits alone do.
+
+        Args:
+            geometry: Of the image.
+        """
+        if self._criteria is None:
+            return None
+        return Deciding(self._criteria, geometry.shape, self._scratch or Path(tempfile.gettempdir()))
+
+    def segment(
+        self, ready: ReadyCase, gathering: Gathering | None = None, deciding: Deciding | None = None
+    ) -> LabelMap:
         """Label values (I, J, K) on the file's grid, before the rules about components.
 
         Args:
             ready: See `read`.
             gathering: Filled in: of several members with the probabilities that they vote with.
+            deciding: See `deciding`; one is made where none is given.
         """
+        deciding = deciding or self.deciding(ready.geometry)
         if len(self._members) == 1:
-            return self._members[0].stages.segment(ready.members[0], gathering, self._criteria)
+            return self._members[0].stages.segment(ready.members[0], gathering, deciding)
         if self._scratch is not None:
             self._scratch.mkdir(parents=True, exist_ok=True)
         # Its file has no name on systems that allow it: it is gone with this process, however that ends.
@@ -128,10 +142,15 @@ class Segmenter:
                 member.stages.each_column(prepared, partial(votes.add, ballot=ballot))
             if gathering is not None:
                 votes.gather(gathering)
-            return votes.labels(self._criteria)
+            return votes.labels(deciding)
 
-    def finish(self, labels: LabelMap, geometry: Geometry) -> LabelMap:
+    def finish(self, labels: LabelMap, geometry: Geometry, deciding: Deciding | None = None) -> LabelMap:
         """Apply the rules about components, without the networks: may run in another thread.
+
+        Args:
+            labels: See `segment`.
+            geometry: Of the image.
+            deciding: What has decided the labels; without it rules about probabilities cannot be applied.
 
         Raises:
             DeviceMemoryError: There is not enough memory.
@@ -139,5 +158,8 @@ class Segmenter:
         if not self._component_rules:
             return labels
         with device_memory_errors("memory ran out in post-processing", MEMORY_HINT):
+            likelihoods = None if deciding is None else deciding.likelihoods
             # A label map of either type stays of its type.
-            return apply_rules(labels, self._component_rules, self.labels, geometry.spacing_mm)  # type: ignore[return-value]
+            return apply_rules(  # type: ignore[return-value]
+                labels, self._component_rules, self.labels, geometry.spacing_mm, likelihoods
+            )

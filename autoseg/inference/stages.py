@@ -13,7 +13,7 @@ from autoseg.domain.geometry import Volume
 from autoseg.domain.inference import Temperature
 from autoseg.errors import ModelError
 from autoseg.inference.columns import Column
-from autoseg.inference.deciding import Criteria
+from autoseg.inference.deciding import Deciding
 from autoseg.inference.export import LabelMap
 from autoseg.inference.gather import Gathering
 from autoseg.inference.predictor import Predictor
@@ -87,15 +87,15 @@ class Stages:
             return Ready(image, self.first.prepare(volume))
         return Ready(image, read_labels(self.first[case_id], volume.geometry)[0])
 
-    def segment(self, ready: Ready, gathering: Gathering | None = None, criteria: Criteria | None = None) -> LabelMap:
+    def segment(self, ready: Ready, gathering: Gathering | None = None, deciding: Deciding | None = None) -> LabelMap:
         """Label values on the file's grid, by one stage after the other.
 
         Args:
             ready: See `prepare`.
             gathering: Filled in by the last stage.
-            criteria: By which the last stage decides, see `Predictor.segment`.
+            deciding: Decides for the last stage, see `Predictor.segment`.
         """
-        return self.last.segment(ready.image, self._previous(ready), gathering, criteria)
+        return self.last.segment(ready.image, self._previous(ready), gathering, deciding)
 
     def each_column(self, ready: Ready, use: Callable[[Column, int, Iterator[Slab]], None]) -> None:
         """The logits of the last stage; see `Predictor.each_column`."""

@@ -24,7 +24,7 @@ from autoseg.domain.dataset import LabelSchema
 from autoseg.domain.inference import Temperature
 from autoseg.domain.plan import PreprocessPlan
 from autoseg.inference.columns import Column
-from autoseg.inference.deciding import Criteria
+from autoseg.inference.deciding import Deciding
 from autoseg.inference.export import LabelMap, rows_per_chunk
 from autoseg.inference.gather import Gathering
 from autoseg.inference.ladder import if_it_fits
@@ -131,21 +131,21 @@ class Votes:
         shares = stacked.sigmoid_() if is_regions else stacked.softmax(dim=0)
         return start, stop, shares.mul_(ballot.weight * CERTAIN).round_()
 
-    def labels(self, criteria: Criteria | None = None) -> LabelMap:
+    def labels(self, deciding: Deciding | None = None) -> LabelMap:
         """What has most votes: (I, J, K) label values, in Fortran order; see `labels_from_stream`.
 
         Of equal classes the earlier one wins, background first; a region is predicted where it has more than half.
 
         Args:
-            criteria: Decide by probabilities instead; None: there are no thresholds.
+            deciding: Decides by probabilities instead, see `Deciding`; None: the most votes decide.
         """
         table = self._schema.decode_table()
         labels: LabelMap = np.zeros(self._votes.shape[:0:-1], table.dtype, order="F")
         slices = labels.T
         for some in self._in_slices():
             votes = self._votes[:, some]
-            if criteria is not None:
-                numbers: NDArray[np.integer] = criteria.of_shares(self._shares(votes)).numpy()
+            if deciding is not None:
+                numbers = deciding.take(some, self._shares(votes))
             else:
                 numbers = _regions(votes) if self._schema.has_regions else _winners(votes)
             slices[some] = self._schema.decode_regions(numbers) if self._schema.has_regions else table[numbers]

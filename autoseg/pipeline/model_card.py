@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autoseg.domain.inference import DropSmall, FillHoles, KeepLargest, Member, Rule, Threshold
+from autoseg.domain.inference import DropSmall, DropUnlikely, FillHoles, KeepLargest, Member, Rule, Threshold
 from autoseg.evaluation.crossval import FoldEvaluation
 from autoseg.io.files import read_json
 from autoseg.io.model import ModelCard
@@ -137,6 +137,8 @@ def in_words(rule: Rule) -> str:
         return f"Keep the {kept} of {what} {neighbours}."
     if isinstance(rule, DropSmall):
         return f"Drop components of {what} below {rule.min_ml:g} ml {neighbours}."
+    if isinstance(rule, DropUnlikely):
+        return f"Drop components of {what} with a mean probability below {rule.min_mean:g} {neighbours}."
     assert isinstance(rule, FillHoles)
     limit = "" if rule.max_ml is None else f" up to {rule.max_ml:g} ml"
     return f"Fill holes{limit} in {what} {neighbours}."

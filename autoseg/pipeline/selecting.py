@@ -14,7 +14,7 @@ from pathlib import Path
 
 from autoseg import __version__
 from autoseg.domain.dataset import Case, Dataset
-from autoseg.domain.inference import InferenceRecipe, thresholds_of
+from autoseg.domain.inference import DropUnlikely, InferenceRecipe, thresholds_of
 from autoseg.evaluation.comparing import choose_candidate, compare_all
 from autoseg.evaluation.confidence import confidence_of
 from autoseg.evaluation.postprocess import apply_rules
@@ -22,7 +22,7 @@ from autoseg.evaluation.rules_search import Found, Predicted, RuleSearch
 from autoseg.evaluation.selection import FINAL, Candidate, CaseConfidence, Selection, inputs_digest
 from autoseg.evaluation.statistics import StatisticsRecord
 from autoseg.evaluation.summaries import Summary
-from autoseg.evaluation.thresholds import with_thresholds
+from autoseg.evaluation.thresholds import likelihoods_of, with_thresholds
 from autoseg.io.files import read_text
 from autoseg.io.images import read_labels, write_labels
 from autoseg.io.run_folder import RunFolder
@@ -177,14 +177,17 @@ class _Selecting:
         """Write and score what the rules make of the chosen predictions."""
         folder = self._all.fresh(FINAL)
         thresholds = thresholds_of(found.rules, self._all.schema)
+        asks = any(isinstance(rule, DropUnlikely) for rule in found.rules)
 
         def write(_: int, case: Case) -> Path:
             path = folder / f"{case.id}{self._all.dataset.file_ending}"
             labels, geometry = read_labels(best.label_maps[case.id], None)
+            mixture = self._all.mixture(best.candidate, case)
             if thresholds is not None:
-                mixture = self._all.mixture(best.candidate, case)
                 labels = with_thresholds(labels, mixture, thresholds, self._all.decoder)
-            write_labels(path, apply_rules(labels, found.rules, self._all.schema, geometry.spacing_mm), geometry)
+            likelihoods = likelihoods_of(labels, mixture, self._all.decoder) if asks else None
+            labels = apply_rules(labels, found.rules, self._all.schema, geometry.spacing_mm, likelihoods)
+            write_labels(path, labels, geometry)
             return path
 
         paths = self._all.each("Applying the rules", write)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
 
-from autoseg.domain.inference import DropSmall, KeepLargest, Rule, Threshold
+from autoseg.domain.inference import DropSmall, DropUnlikely, KeepLargest, Rule, Threshold
 from autoseg.domain.plan import Configuration
 from autoseg.report.collect import ConfigurationResult, RunResults
 
@@ -247,6 +247,8 @@ def _rule_in_words(rule: Rule) -> str:
         return f"the largest {_count(rule.count, 'component', 'components')} of {classes} was kept"
     if isinstance(rule, DropSmall):
         return f"components of {classes} below {rule.min_ml:g} ml were removed"
+    if isinstance(rule, DropUnlikely):
+        return f"components of {classes} with a mean probability below {rule.min_mean:g} were removed"
     return f"holes of {classes} were filled"
 
 

@@ -1,4 +1,4 @@
-"""Thresholds of probability: what they mean, the same in numpy and torch, slab by slab, by votes, and in the search."""
+"""Rules about probabilities: what they mean, the same in numpy and torch, slab by slab, by votes, and in the search."""
 
 from __future__ import annotations
 
@@ -13,16 +13,30 @@ from toy_runs import oblique_volume, toy_run
 
 from autoseg.domain.dataset import LabelSchema
 from autoseg.domain.geometry import Geometry
-from autoseg.domain.inference import DropSmall, InferenceRecipe, Member, Threshold, thresholds_of
+from autoseg.domain.inference import (
+    DropSmall,
+    DropUnlikely,
+    FillHoles,
+    InferenceRecipe,
+    Member,
+    Rule,
+    Threshold,
+    thresholds_of,
+)
+from autoseg.errors import ConfigError
 from autoseg.evaluation import thresholds as module
+from autoseg.evaluation.components import components_of
 from autoseg.evaluation.counts import LabelTable
 from autoseg.evaluation.ensemble import Decoder, Part, pair_labels
 from autoseg.evaluation.postprocess import apply_rules
 from autoseg.evaluation.rules_search import Predicted, RuleSearch
-from autoseg.evaluation.thresholds import THRESHOLDS, changes_of, outcomes, with_thresholds
-from autoseg.inference.deciding import Criteria
+from autoseg.evaluation.thresholds import THRESHOLDS, changes_of, likelihoods_of, outcomes, with_thresholds
+from autoseg.inference.deciding import Criteria, Deciding
+from autoseg.inference.gather import Gathering, Wanted
 from autoseg.inference.predictor import Predictor
+from autoseg.inference.segmenter import Segmenter, WeightedStages
 from autoseg.inference.settings import PredictionSettings
+from autoseg.inference.stages import Stages
 from autoseg.io.images import write_labels
 from autoseg.pipeline.members import choose
 from autoseg.preprocessing.resample import resample_image
@@ -131,7 +145,7 @@ def test_counts_with_changes_are_those_of_the_changed_label_map(
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_one_member_decides_slab_by_slab(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_member_decides_slab_by_slab(dims: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoseg.inference.export._CHUNK_VOXELS", 600)
     temperature = (1.5, 0.5, 0.8)
     predictor = Predictor([toy_model(dims=dims)], device="cpu", precision="fp32", temperature=temperature)
@@ -148,7 +162,9 @@ def test_one_member_decides_slab_by_slab(dims: int, monkeypatch: pytest.MonkeyPa
     value = round(float(np.median(found[1])), 2)
     rules = (Threshold(classes=("low",), min_probability=value),)
     expected = SCHEMA.decode_table()[outcomes(found.astype(np.float32), (value, None), SCHEMA)]
-    labels = predictor.segment(prepared, criteria=Criteria.of(rules, SCHEMA))
+    criteria = Criteria.of(rules, SCHEMA)
+    assert criteria is not None
+    labels = predictor.segment(prepared, deciding=Deciding(criteria, prepared.trail.geometry.shape, tmp_path))
     is_clear = invert((np.abs(found[1] - value) > 1e-4).astype(np.uint8), trail).astype(bool)
     np.testing.assert_array_equal(labels[is_clear], invert(expected, trail)[is_clear])
     assert (labels != predictor.segment(prepared)).mean() > 0.02
@@ -223,3 +239,106 @@ def test_the_threshold_that_mends_a_class_is_found(tmp_path: Path, rim: float, e
     # Without probabilities no threshold is tried.
     blind = [Predicted(case.case, case.prediction, case.reference) for case in cases]
     assert RuleSearch(blind, CLASSES, {}).run().rules == ()
+
+
+# --- Mean probability of components ---------------------------------------------------------------------------------
+
+
+def test_unlikely_components_go_and_what_was_added_does_not_count() -> None:
+    labels = np.zeros((7, 5, 1), np.uint8)
+    labels[0:2, 0:2] = labels[4:6, 1:4] = 7
+    levels = np.zeros(labels.shape, np.uint8)
+    levels[0:2, 0:2] = 153  # 0.6
+    levels[4:6, 1:4] = 204  # 0.8
+    levels[0, 0] = 151  # ... with a mean just below it
+
+    def found(limit: float, *before: Rule) -> np.ndarray:
+        rules = (*before, DropUnlikely(classes=("low",), min_mean=limit))
+        return apply_rules(labels, rules, SCHEMA, (1.0, 1.0, 1.0), {"low": levels, "high": levels})
+
+    np.testing.assert_array_equal(found(0.59), labels)
+    np.testing.assert_array_equal(np.unique(np.nonzero(found(0.6))[0]), [4, 5])
+    np.testing.assert_array_equal(np.unique(np.nonzero(found(0.8))[0]), [4, 5])  # exactly the limit stays
+    assert not found(0.81).any()
+    # The voxel in the middle has no probability of the class: a hole that was filled.
+    labels[4:7, 1:4] = 7
+    levels[4:7, 1:4] = 204
+    labels[5, 2] = levels[5, 2] = 0
+    assert found(0.8, FillHoles(classes=("low",)))[5, 2] == 7
+    with pytest.raises(ConfigError, match="needs these"):
+        apply_rules(labels, (DropUnlikely(classes=("low",), min_mean=0.5),), SCHEMA, (1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match="joined"):
+        DropUnlikely(classes=("low", "high"), min_mean=0.5, joined=True)
+
+
+@BOTH
+@pytest.mark.parametrize("number", [0, 1])
+def test_counts_without_unlikely_components_are_those_of_the_applied_rule(
+    tmp_path: Path, schema: LabelSchema, number: int
+) -> None:
+    mixture, labels = mixture_of(tmp_path, schema)
+    decoder, table = Decoder(schema), LabelTable(schema)
+    likelihoods = likelihoods_of(labels, mixture, decoder)
+    actual = np.random.default_rng(0).integers(-1, schema.num_values, labels.shape).astype(np.int16)
+    name = schema.names[number]
+    components = components_of((name,), labels, actual, schema, table, likelihoods[name])
+    assert components.means is not None
+    limit = round(float(np.quantile(components.means, 0.6)), 3)
+    rule = DropUnlikely(classes=(name,), min_mean=limit)
+    after = apply_rules(labels, (rule,), schema, (1.0, 1.0, 1.0), likelihoods)
+    before = table.count(actual, table.encode(np.ascontiguousarray(labels)))
+    expected = table.count(actual, table.encode(np.ascontiguousarray(after)))
+    np.testing.assert_array_equal(components.without(components.leaving(rule, 1.0), before), expected)
+    assert (after != labels).any() == (components.means < limit).any()
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 1.5, 1.0), (9.0, 1.5, 1.0)])
+def test_the_map_says_how_probable_the_labels_are(
+    tmp_path: Path, spacing: tuple[float, float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the probabilities that are written; by slabs, and by votes."""
+    monkeypatch.setattr("autoseg.inference.export._CHUNK_VOXELS", 600)
+    rules = (DropUnlikely(classes=("high",), min_mean=0.4),)
+    stages = Stages(Predictor([toy_model(spacing=spacing)], device="cpu", precision="fp32"))
+    for members in ((WeightedStages(stages),), (WeightedStages(stages), WeightedStages(stages))):
+        segmenter = Segmenter(members, rules, tmp_path)
+        ready = segmenter.prepare(toy_volume())
+        gathering = Gathering(ready.geometry.shape, SCHEMA, Wanted(probabilities=True), tmp_path)
+        deciding = segmenter.deciding(ready.geometry)
+        labels = segmenter.segment(ready, gathering, deciding)
+        assert deciding is not None
+        assert deciding.likelihoods is not None
+        assert gathering.levels is not None
+        written = gathering.levels.array.transpose(0, 3, 2, 1)
+        for number, name in enumerate(SCHEMA.names, start=1):
+            there = labels == SCHEMA.classes[number - 1].values[0]
+            assert there.any()
+            if name == "high":
+                np.testing.assert_array_equal(deciding.likelihoods[name][there], written[number][there])
+        plain = Segmenter(members, (), tmp_path)
+        assert plain.deciding(ready.geometry) is None
+        assert (plain.segment(ready) == labels).mean() > 0.999
+        finished = segmenter.finish(labels, ready.geometry, deciding)
+        expected = apply_rules(labels, rules, SCHEMA, ready.geometry.spacing_mm, {"high": written[2]})
+        np.testing.assert_array_equal(finished, expected)
+
+
+def test_islands_of_low_probability_are_found(tmp_path: Path) -> None:
+    """Two lesions belong there, and a larger island that the network believes in less: no size tells them apart."""
+    grid, cases = Geometry(SHAPE[::-1], np.eye(4)), []
+    for number in range(8):
+        is_true, island = (np.zeros(SHAPE, np.bool_) for _ in range(2))
+        is_true[0:3, 0 : 3 - number % 2, 0:2] = is_true[6:9, 0:3, 5:7] = True
+        island[5:9, 6:8, 0:3] = True
+        of_a = np.where(is_true, 0.93, np.where(island, 0.85, 0.02))
+        stored = store(tmp_path / str(number), np.log(np.stack([0.99 - of_a, of_a, np.full(SHAPE, 0.01)])), CLASSES)
+        paths = [tmp_path / f"{number}_{kind}.nii.gz" for kind in ("predicted", "true")]
+        for path, there in zip(paths, (of_a > 0.5, is_true), strict=True):
+            write_labels(path, np.where(there, 3, 0).astype(np.uint8).T, grid)
+        cases.append(Predicted(f"case_{number}", *paths, None, lambda stored=stored: [(Part(stored), 1.0)]))
+    found = RuleSearch(cases, CLASSES, {}).run()
+    (rule,) = found.rules
+    assert isinstance(rule, DropUnlikely)
+    assert 0.85 < rule.min_mean < 0.93
+    (kept,) = (item for item in found.tried if item.is_kept)
+    assert kept.dice_after == 1.0
