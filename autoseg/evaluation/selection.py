@@ -17,7 +17,8 @@ from autoseg.evaluation.summaries import Summary
 SCHEMA_VERSION = 1
 
 SELECTION_VERSION = 2
-"""Of how decisions are made: those of another version are made anew. 2: a temperature for each class."""
+"""Of how decisions are made: those of another version are made anew. 2: a temperature for
+each class, and rules about probabilities."""
 
 FINAL = "final"
 """Name of what the recipe gives: the chosen candidate with its post-processing."""

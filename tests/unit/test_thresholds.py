@@ -323,6 +323,24 @@ def test_the_map_says_how_probable_the_labels_are(
         np.testing.assert_array_equal(finished, expected)
 
 
+def test_every_region_with_a_rule_has_a_map_of_its_own(tmp_path: Path) -> None:
+    found = torch.tensor([[0.9, 0.6, 0.2], [0.7, 0.1, 0.55]]).reshape(2, 1, 1, 3)
+    criteria = Criteria.of((DropUnlikely(classes=("core", "whole"), min_mean=0.5),), REGIONS)
+    assert criteria is not None
+    deciding = Deciding(criteria, (3, 1, 1), tmp_path)
+    assert deciding.take(slice(0, 1), found).ravel().tolist() == [0b11, 0b01, 0b10]
+    assert deciding.likelihoods is not None
+    levels = {name: array.ravel().tolist() for name, array in deciding.likelihoods.items()}
+    assert levels == {"whole": [230, 153, 51], "core": [178, 26, 140]}
+    one = Criteria.of((DropUnlikely(classes=("core",), min_mean=0.5),), REGIONS)
+    assert one is not None
+    assert one.num_maps == 1
+    alone = Deciding(one, (3, 1, 1), tmp_path)
+    alone.take(slice(0, 1), found)
+    assert alone.likelihoods is not None
+    assert {name: array.ravel().tolist() for name, array in alone.likelihoods.items()} == {"core": [178, 26, 140]}
+
+
 def test_islands_of_low_probability_are_found(tmp_path: Path) -> None:
     """Two lesions belong there, and a larger island that the network believes in less: no size tells them apart."""
     grid, cases = Geometry(SHAPE[::-1], np.eye(4)), []
