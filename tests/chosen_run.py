@@ -127,7 +127,9 @@ def _calibration(member: Member) -> Calibration:
         for power in (1.8, 1.05)
     )
     classes = tuple(
-        ClassCalibration(name=name, error_before=0.08, error_after=0.01, bins_before=before, bins_after=after)
+        ClassCalibration(
+            name=name, error_before=0.08, error_after=0.01, bins_before=before, bins_after=after, temperature=1.5
+        )
         for name in SCHEMA.names
     )
     return Calibration(

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoseg.evaluation.crossval import Evaluation, table
-from autoseg.evaluation.selection import Candidate, CandidateComparison, Selection
+from autoseg.evaluation.selection import Calibration, Candidate, CandidateComparison, Selection
 from autoseg.evaluation.statistics import Interval
 from autoseg.evaluation.summaries import Summary
 from autoseg.report.collect import ReportSummary
@@ -115,15 +115,23 @@ def _choice(selection: Selection) -> Text:
     rules = [item for item in selection.tried_rules if item.is_kept]
     shown = Text.assemble("Chosen: ", (selection.choice, "bold"), f". {selection.reason}.\n")
     if rules:
-        names = ", ".join(f"{item.rule.kind} ({', '.join(item.rule.classes)})" for item in rules)
+        names = ", ".join(f"{item.rule.in_short} ({', '.join(item.rule.classes)})" for item in rules)
         gained = (selection.final.mean_foreground_dice or 0.0) - (selection.chosen.mean_foreground_dice or 0.0)
         shown.append(f"Post-processing: {names}; mean foreground Dice {gained:+.4f}.\n")
     else:
         shown.append(f"Post-processing: none; of {len(selection.tried_rules)} rules none helps surely.\n")
     for item in selection.calibrations:
         errors = f"calibration error {item.error_before:.4f} before, {item.error_after:.4f} after"
-        shown.append(f"Temperature of {item.configuration}: {item.temperature:g}; {errors}.\n")
+        shown.append(f"Temperatures of {item.configuration}: {_temperatures(item)}; {errors}.\n")
     return shown
+
+
+def _temperatures(calibration: Calibration) -> str:
+    """Of every class, or of all where a file has no others."""
+    background = calibration.background_temperature
+    named = {} if background is None else {"background": background}
+    named |= {item.name: item.temperature for item in calibration.classes if item.temperature is not None}
+    return ", ".join(f"{name} {value:g}" for name, value in named.items()) or f"{calibration.temperature:g}"
 
 
 def _mean_dice(summary: Summary) -> str:

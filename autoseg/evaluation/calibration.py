@@ -1,15 +1,18 @@
-"""Temperatures: by how much a network is too sure, fitted on cases that it had not seen.
+"""Temperatures: by how much a network is too sure of each class, fitted on cases that it had not seen.
 
 Looked at are voxels at which a class is likely or true: any class or region has a probability of at least
 `LIKELY`, or the reference has one. All others are background beyond doubt, and would drown what matters. Of each case
 so many are drawn, evenly, that all cases together are at most `MOST_VOXELS`.
 
-The temperature minimises the negative log-likelihood (of regions, the mean binary one). The expected calibration error
-of a class is the mean, over those voxels, of the difference between its probability and its frequency in bins of
-equal width.
+A temperature minimises the negative log-likelihood (of regions, the mean binary one). A region's is fitted on its own
+probabilities; that of a class among others which exclude each other on the voxels where it is the most probable, whose
+logits it divides (see `domain.inference.Temperature`). So each is found alone, and together they minimise the
+likelihood of all. The expected calibration error of a class is the mean, over those voxels, of the difference between
+its probability and its frequency in bins of equal width.
 
 Source: Guo et al. 2017, ICML, sections 2 and 4.2 (temperature scaling, expected calibration error, 15 bins); Kull et
-al. 2019, NeurIPS (by class); docs/decisions/0043.
+al. 2019, NeurIPS (errors by class); Frenkel and Goldberger 2021, EUSIPCO (a temperature for each class);
+docs/decisions/0043.
 """
 
 from __future__ import annotations
@@ -42,12 +45,19 @@ NUM_BINS = 15
 LOWEST, HIGHEST = 0.2, 5.0
 """Bounds of a temperature."""
 
+LEAST_VOXELS = 1000
+"""A class that is the most probable, or a region that is likely or true, at fewer voxels has the temperature of all
+together: of a few voxels, and so of one or two objects, its own would say little. Source: docs/decisions/0043."""
+
 SEED = 0
 
 # Stands for a stored probability of 0 where a logarithm is taken: below the first level above 0, which is 4e-5.
 _FLOOR = 1e-5
 
 _FIRST_LIKELY = int(np.searchsorted(VALUE_OF_CODE, LIKELY))
+
+_Divisor = float | NDArray[np.float64]
+"""One temperature, or temperatures in a shape that fits (K, n) logits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +130,7 @@ def join(samples: Sequence[Sample]) -> Sample:
 
 
 def calibrate(sample: Sample, schema: LabelSchema, configuration: str) -> Calibration:
-    """Fit a temperature; 1 where there is nothing to fit it on.
+    """Fit temperatures; 1 where there is nothing to fit them on.
 
     Args:
         sample: Voxels of all cases.
@@ -130,23 +140,49 @@ def calibrate(sample: Sample, schema: LabelSchema, configuration: str) -> Calibr
     is_regions, num = schema.has_regions, sample.codes.shape[1]
     values = np.clip(VALUE_OF_CODE[sample.codes].astype(np.float64), _FLOOR, 1 - _FLOOR)
     logits = np.log(values) - (np.log1p(-values) if is_regions else 0.0)
-    temperature = _best_temperature(logits, sample.truth, is_regions=is_regions) if num else 1.0
-    before, after = (_shares(logits, one, is_regions=is_regions) for one in (1.0, temperature))
+    common = _best_temperature(logits, sample.truth, is_regions=is_regions) if num else 1.0
+    of_each = _temperatures(logits, sample, common, is_regions=is_regions)
+    divisors: tuple[_Divisor, ...] = (1.0, common, of_each[:, None] if is_regions else of_each[sample.codes.argmax(0)])
+    before, with_common, after = (_shares(logits, one, is_regions=is_regions) for one in divisors)
+    losses = [_loss(logits, sample.truth, one, is_regions=is_regions) if num else 0.0 for one in divisors]
     first = 0 if is_regions else 1
     classes = tuple(
-        _class(name, before[first + index], after[first + index], sample.truth[first + index])
-        for index, name in enumerate(schema.names)
+        _class(name, before[index], after[index], sample.truth[index], float(of_each[index]))
+        for index, name in enumerate(schema.names, start=first)
     )
+    common_errors = [
+        calibration_error(reliability(*pair)) for pair in zip(with_common[first:], sample.truth[first:], strict=True)
+    ]
     return Calibration(
         configuration=configuration,
-        temperature=temperature,
+        temperature=common,
         num_voxels=num,
-        loss_before=_loss(logits, sample.truth, 1.0, is_regions=is_regions) if num else 0.0,
-        loss_after=_loss(logits, sample.truth, temperature, is_regions=is_regions) if num else 0.0,
+        loss_before=losses[0],
+        loss_after=losses[2],
         error_before=float(np.mean([item.error_before for item in classes])),
         error_after=float(np.mean([item.error_after for item in classes])),
         classes=classes,
+        background_temperature=None if is_regions else float(of_each[0]),
+        loss_common=losses[1],
+        error_common=float(np.mean(common_errors)),
     )
+
+
+def _temperatures(
+    logits: NDArray[np.float64], sample: Sample, common: float, *, is_regions: bool
+) -> NDArray[np.float64]:
+    """One for each output; `common` where there is little to fit it on."""
+    found = np.full(len(logits), common)
+    winners = sample.codes.argmax(axis=0)
+    for index in range(len(found)):
+        outputs = slice(index, index + 1) if is_regions else slice(None)
+        concerned = (sample.codes[index] >= _FIRST_LIKELY) | sample.truth[index] if is_regions else winners == index
+        if np.count_nonzero(concerned) < LEAST_VOXELS:
+            continue
+        # A region's errors are looked at wherever those of any are; another class has a temperature of its own.
+        voxels = slice(None) if is_regions else concerned
+        found[index] = _best_temperature(logits[outputs, voxels], sample.truth[outputs, voxels], is_regions=is_regions)
+    return found
 
 
 def _best_temperature(logits: NDArray[np.float64], truth: NDArray[np.bool_], *, is_regions: bool) -> float:
@@ -159,22 +195,26 @@ def _best_temperature(logits: NDArray[np.float64], truth: NDArray[np.bool_], *, 
     return round(float(np.exp(found.x)), 3)
 
 
-def _shares(logits: NDArray[np.float64], temperature: float, *, is_regions: bool) -> NDArray[np.float64]:
-    scaled = logits / temperature
+def _shares(logits: NDArray[np.float64], divisor: _Divisor, *, is_regions: bool) -> NDArray[np.float64]:
+    scaled = logits / divisor
     powers = np.exp(-scaled) if is_regions else np.exp(scaled - scaled.max(axis=0, initial=-np.inf))
     shares: NDArray[np.float64] = 1 / (1 + powers) if is_regions else powers / powers.sum(axis=0)
     return shares
 
 
-def _loss(logits: NDArray[np.float64], truth: NDArray[np.bool_], temperature: float, *, is_regions: bool) -> float:
+def _loss(logits: NDArray[np.float64], truth: NDArray[np.bool_], divisor: _Divisor, *, is_regions: bool) -> float:
     """Mean negative log-likelihood."""
-    shares = _shares(logits, temperature, is_regions=is_regions)
+    shares = _shares(logits, divisor, is_regions=is_regions)
     likelihood = np.where(truth, shares, 1 - shares) if is_regions else shares[truth]
     return float(-np.log(np.maximum(likelihood, np.finfo(np.float64).tiny)).mean())
 
 
 def _class(
-    name: str, before: NDArray[np.float64], after: NDArray[np.float64], truth: NDArray[np.bool_]
+    name: str,
+    before: NDArray[np.float64],
+    after: NDArray[np.float64],
+    truth: NDArray[np.bool_],
+    temperature: float,
 ) -> ClassCalibration:
     bins_before, bins_after = reliability(before, truth), reliability(after, truth)
     return ClassCalibration(
@@ -183,6 +223,7 @@ def _class(
         error_after=calibration_error(bins_after),
         bins_before=bins_before,
         bins_after=bins_after,
+        temperature=temperature,
     )
 
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from autoseg.domain.dataset import LabelSchema
-from autoseg.domain.inference import DropSmall, KeepLargest
+from autoseg.domain.inference import DropSmall, DropUnlikely, KeepLargest
 from autoseg.evaluation.counts import Counts, LabelTable
+from autoseg.evaluation.postprocess import mean_likelihoods
 
 _BACKGROUND = 0
 
@@ -30,6 +31,7 @@ class Components:
         actual: Of each entry: a value index of the reference.
         predicted: Of each entry: a value index of the prediction.
         voxels: Of each entry: how many voxels of the component have that pair.
+        means: Mean probability of each; None: not known.
     """
 
     sizes: NDArray[np.int64]
@@ -37,6 +39,7 @@ class Components:
     actual: NDArray[np.int64]
     predicted: NDArray[np.int64]
     voxels: NDArray[np.int64]
+    means: NDArray[np.float64] | None = None
 
     def without(self, leaving: NDArray[np.bool_], counts: Counts) -> Counts:
         """The counts of the case if some components became background.
@@ -51,11 +54,15 @@ class Components:
         np.add.at(out, (self.actual[goes], np.full(int(goes.sum()), _BACKGROUND)), self.voxels[goes])
         return out
 
-    def leaving(self, rule: KeepLargest | DropSmall, voxel_ml: float) -> NDArray[np.bool_]:
+    def leaving(self, rule: KeepLargest | DropSmall | DropUnlikely, voxel_ml: float) -> NDArray[np.bool_]:
         """Which components a rule takes away; as `apply_rules` does."""
         if isinstance(rule, DropSmall):
             small: NDArray[np.bool_] = self.sizes * voxel_ml < rule.min_ml
             return small
+        if isinstance(rule, DropUnlikely):
+            assert self.means is not None, "tried only where probabilities are known"
+            unlikely: NDArray[np.bool_] = self.means < rule.min_mean
+            return unlikely
         goes = np.ones(len(self.sizes), np.bool_)
         goes[np.argsort(-self.sizes, kind="stable")[: rule.count]] = False
         return goes
@@ -67,6 +74,7 @@ def components_of(
     reference: NDArray[np.int16],
     schema: LabelSchema,
     table: LabelTable,
+    likelihood: NDArray[np.uint8] | None = None,
 ) -> Components:
     """Find the components of some classes together.
 
@@ -76,6 +84,7 @@ def components_of(
         reference: Value indices of the same shape, -1 where nobody annotated.
         schema: The labels.
         table: Of them.
+        likelihood: Of one class: its probability in 255ths, at least where it is predicted; None: not known.
     """
     values = sorted({value for item in schema.classes if item.name in names for value in item.values})
     flat, actual = labels.squeeze(), reference.squeeze()
@@ -83,17 +92,19 @@ def components_of(
     box = next(iter(ndimage.find_objects(mask.view(np.uint8))), None) if mask.ndim else None
     if box is None:
         nothing = np.zeros(0, np.int64)
-        return Components(nothing, nothing, nothing, nothing, nothing)
+        means = None if likelihood is None else np.zeros(0)
+        return Components(nothing, nothing, nothing, nothing, nothing, means)
     mask = mask[box]
     numbers, count = ndimage.label(mask, np.ones((3,) * mask.ndim, np.bool_))
     owner = numbers[mask].astype(np.int64) - 1
     sizes = np.bincount(owner, minlength=count)
+    means = None if likelihood is None else mean_likelihoods(owner, likelihood.squeeze()[box][mask], count)
     known = actual[box][mask] >= 0
     num = table.num_values
     predicted = table.encode(flat[box][mask][known]).astype(np.int64)
     pairs = (owner[known] * num + actual[box][mask][known]) * num + predicted
     found, voxels = np.unique(pairs, return_counts=True)
-    return Components(sizes, found // (num * num), found // num % num, found % num, voxels.astype(np.int64))
+    return Components(sizes, found // (num * num), found // num % num, found % num, voxels.astype(np.int64), means)
 
 
 def without_holes(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.domain.dataset import LabelSchema
+from autoseg.domain.inference import Temperature
 from autoseg.evaluation.counts import Counts, LabelTable
 from autoseg.io.probabilities import LAST_CODE, VALUE_OF_CODE, Codes, StoredProbabilities, ranges
 
@@ -37,19 +38,19 @@ class Part:
 
     Attributes:
         stored: Its out-of-fold probabilities.
-        temperature: Its logits are divided by it.
+        temperature: Its logits are divided by it, see `domain.inference.Temperature`.
     """
 
     stored: StoredProbabilities
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
 
 
-def shares_of(codes: Codes, temperature: float, *, is_regions: bool) -> Shares:
-    """Probabilities after dividing the logits by a temperature.
+def shares_of(codes: Codes, temperature: Temperature, *, is_regions: bool) -> Shares:
+    """Probabilities after dividing the logits by temperatures.
 
     Args:
         codes: (K, ...).
-        temperature: Above 0; 1 leaves them as they are.
+        temperature: Above 0, one for all outputs or one for each; 1 leaves them as they are.
         is_regions: Whether each output is on its own.
 
     Returns:
@@ -59,10 +60,22 @@ def shares_of(codes: Codes, temperature: float, *, is_regions: bool) -> Shares:
     if temperature == 1:
         return values
     # The softmax of logits / T is proportional to the softmax of the logits to the power of 1 / T.
-    powers = values ** np.float32(1 / temperature)
-    total = powers + (1 - values) ** np.float32(1 / temperature) if is_regions else powers.sum(axis=0)
+    exponent = _exponent(codes, temperature, is_regions=is_regions)
+    powers = values**exponent
+    total = powers + (1 - values) ** exponent if is_regions else powers.sum(axis=0)
     shares: Shares = (powers / total).astype(np.float32, copy=False)
     return shares
+
+
+def _exponent(codes: Codes, temperature: Temperature, *, is_regions: bool) -> np.float32 | Shares:
+    """One over the temperature: a number, or in a shape that fits the codes."""
+    if not isinstance(temperature, tuple):
+        return np.float32(1 / temperature)
+    of_each: Shares = np.reciprocal(np.array(temperature, np.float32))
+    exponent: Shares = (
+        of_each.reshape(-1, *(1 for _ in codes.shape[1:])) if is_regions else of_each[codes.argmax(axis=0)]
+    )
+    return exponent
 
 
 class Decoder:
@@ -79,7 +92,7 @@ class Decoder:
     def outcome_of_codes(self, codes: Codes) -> NDArray[np.int64]:
         """What codes (K, ...) of one configuration say: the winning class (of equals the first), or bits of regions."""
         if self.schema.has_regions:
-            return _bits(codes >= _HALF)
+            return bits_of(codes >= _HALF)
         winners: NDArray[np.int64] = codes.argmax(axis=0)
         return winners
 
@@ -92,12 +105,12 @@ class Decoder:
     def of_shares(self, shares: Shares) -> Indices:
         """Value indices (...) of probabilities (K, ...)."""
         if self.schema.has_regions:
-            return self.values_of(_bits(shares > 0.5))
+            return self.values_of(bits_of(shares > 0.5))
         return self.values_of(shares.argmax(axis=0))
 
 
-def _bits(memberships: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Combinations of regions, one bit a region."""
+def bits_of(memberships: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Combinations of regions, one bit a region, of (K, ...)."""
     bits = np.zeros(memberships.shape[1:], np.int64)
     for number, inside in enumerate(memberships):
         bits |= inside.astype(np.int64) << number

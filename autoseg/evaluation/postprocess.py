@@ -6,7 +6,7 @@ of a rule fill.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TypeVar
 
@@ -15,50 +15,125 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from autoseg.domain.dataset import LabelSchema
-from autoseg.domain.inference import Connectivity, DropSmall, FillHoles, KeepLargest, Rule, rules_problems
+from autoseg.domain.inference import (
+    Connectivity,
+    DropSmall,
+    DropUnlikely,
+    FillHoles,
+    KeepLargest,
+    Rule,
+    Threshold,
+    rules_problems,
+)
 from autoseg.domain.regions import own_value
 from autoseg.errors import ConfigError
+from autoseg.io.fractions import LEVELS
 
 Labels = TypeVar("Labels", bound=np.integer)
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 _MM3_PER_ML = 1000.0
+
+Likelihoods = Mapping[str, NDArray[np.uint8]]
+"""By class: its probability in 255ths, on the axes of a label map, at the voxels that were given to it; elsewhere
+anything. Classes that exclude each other may share an array."""
 
 _RANKS: dict[Connectivity, int] = {"faces": 1, "edges": 2, "corners": 3}
 """Along how many axes neighbours may differ."""
 
 
 def apply_rules(
-    labels: NDArray[Labels], rules: Sequence[Rule], schema: LabelSchema, spacing_mm: Sequence[float]
+    labels: NDArray[Labels],
+    rules: Sequence[Rule],
+    schema: LabelSchema,
+    spacing_mm: Sequence[float],
+    likelihoods: Likelihoods | None = None,
 ) -> NDArray[Labels]:
     """Apply rules to a label map, one after the other.
 
     Args:
         labels: (I, J, K) label values.
-        rules: In order.
+        rules: In order. Thresholds are left aside: they have decided the map, see `inference.deciding`.
         schema: What the values mean.
         spacing_mm: Of a voxel, in the axis order of the map.
+        likelihoods: Of the classes that have a rule about their probability, as the map was decided.
 
     Returns:
         A new map of the same type and memory order.
 
     Raises:
-        ConfigError: A rule names a class or value that the schema does not have.
+        ConfigError: A rule names a class or value that the schema does not have, or a class whose probabilities are not
+            known.
     """
     problems = rules_problems(rules, schema)
     if problems:
         raise ConfigError("the post-processing rules do not fit the labels", problems=problems)
     out = labels.copy(order="K")
     # Axes of one voxel have no neighbours; with them every voxel of a picture would touch a side of the image.
-    flat = out.squeeze() if out.size > 1 else out.reshape(1)
+    flat = _flat(out)
     voxel_ml = prod(spacing_mm) / _MM3_PER_ML
     for rule in rules:
+        if isinstance(rule, Threshold):
+            continue
         groups = (rule.classes,) if rule.joined else tuple((name,) for name in rule.classes)
         for names in groups:
-            _apply(flat, rule, names, schema, voxel_ml)
+            if isinstance(rule, DropUnlikely):
+                _drop_unlikely(flat, _flat(labels), rule, names[0], schema, likelihoods or {})
+            else:
+                _apply(flat, rule, names, schema, voxel_ml)
     return out
 
 
-def _apply(labels: NDArray[Labels], rule: Rule, names: Sequence[str], schema: LabelSchema, voxel_ml: float) -> None:
+def _flat(array: NDArray[Scalar]) -> NDArray[Scalar]:
+    """A view without axes of one voxel."""
+    return array.squeeze() if array.size > 1 else array.reshape(1)
+
+
+def _drop_unlikely(
+    labels: NDArray[Labels],
+    decided: NDArray[Labels],
+    rule: DropUnlikely,
+    name: str,
+    schema: LabelSchema,
+    likelihoods: Likelihoods,
+) -> None:
+    """The rule for one class; changes `labels`.
+
+    Raises:
+        ConfigError: The class' probabilities are not known.
+    """
+    if name not in likelihoods:
+        raise ConfigError(f"a rule about the probability of {name} needs these, and there is only a label map")
+    mask = np.isin(labels, schema.classes[schema.names.index(name)].values)
+    box = next(iter(ndimage.find_objects(mask.view(np.uint8))), None)
+    if box is None:
+        return
+    components, sizes = _components(mask[box], rule.connectivity)
+    counts = labels[box] == decided[box]
+    means = mean_likelihoods(components[counts], _flat(likelihoods[name])[box][counts], len(sizes))
+    labels[box][(means < rule.min_mean)[components] & mask[box]] = rule.becomes
+
+
+def mean_likelihoods(owner: NDArray[np.integer], levels: NDArray[np.uint8], num: int) -> NDArray[np.float64]:
+    """Mean probability of each component; 1 of one without voxels.
+
+    Args:
+        owner: (n,) component numbers of voxels, 0 ... num - 1.
+        levels: (n,) their probabilities in 255ths.
+        num: How many components there are.
+    """
+    voxels = np.bincount(owner, minlength=num)
+    sums = np.bincount(owner, levels, minlength=num)
+    return np.where(voxels > 0, sums / (LEVELS * np.maximum(voxels, 1)), 1.0)
+
+
+def _apply(
+    labels: NDArray[Labels],
+    rule: KeepLargest | DropSmall | FillHoles,
+    names: Sequence[str],
+    schema: LabelSchema,
+    voxel_ml: float,
+) -> None:
     """One rule for one class, or for classes that are joined; changes `labels`."""
     numbers = [schema.names.index(name) for name in names]
     values = sorted({value for number in numbers for value in schema.classes[number].values})

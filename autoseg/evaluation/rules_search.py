@@ -1,9 +1,10 @@
 """Rules of post-processing, searched on out-of-fold predictions and kept only where they surely help.
 
-In rounds: first all classes joined (the largest component of all foreground), then each class (components), last its
-holes. Components of classes that exclude each other are searched in one round, because what leaves one becomes
-background and changes no other; regions, and holes once a rule is kept, one after the other. Of each kind of rule and
-each class the best variant is shown; it is kept if
+In rounds: first thresholds of probability, class by class, where probabilities are known; then all classes joined (the
+largest component of all foreground), then each class (components), last its holes. Components of classes that exclude
+each other are searched in one round, because what leaves one becomes background and changes no other; regions, and
+thresholds and holes once a rule is kept, one after the other. Of each kind of rule and each class the best variant is
+shown; it is kept if
 
 - the mean foreground Dice rises, and so does its 95 % bootstrap interval over patients: the lower end is above 0;
 - the mean Dice of no class falls.
@@ -13,22 +14,34 @@ Source: Isensee et al. 2021, Nature Methods 18, for the search on cross-validati
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.domain.dataset import LabelSchema
-from autoseg.domain.inference import DropSmall, FillHoles, KeepLargest, Rule
+from autoseg.domain.inference import (
+    DropSmall,
+    DropUnlikely,
+    FillHoles,
+    KeepLargest,
+    Rule,
+    Threshold,
+    Thresholds,
+    thresholds_of,
+)
 from autoseg.evaluation.components import Components, components_of, without_holes
-from autoseg.evaluation.counts import Counts, LabelTable, class_means, dice_of, mean_foreground
-from autoseg.evaluation.postprocess import apply_rules
+from autoseg.evaluation.counts import Counts, class_means, dice_of, mean_foreground
+from autoseg.evaluation.ensemble import Decoder
+from autoseg.evaluation.postprocess import Likelihoods, apply_rules
 from autoseg.evaluation.selection import TriedRule
 from autoseg.evaluation.statistics import MIN_PATIENTS, Bootstrap, Interval, interval_of, mean_of_means
+from autoseg.evaluation.thresholds import THRESHOLDS, Changes, Mixture, changes_of, likelihoods_of, with_thresholds
 from autoseg.io.images import read_labels
 from autoseg.runtime import NoProgress, Progress
 
@@ -36,8 +49,8 @@ KEEP_COUNTS = (1, 2, 3)
 """How many components of a class are tried to be kept."""
 
 DROP_QUANTILES = (0.25, 0.5, 0.75, 0.9, 1.0)
-"""Smallest volumes that are tried lie just above these quantiles of the components that are not the largest of their
-case."""
+"""Smallest volumes and mean probabilities that are tried lie just above these quantiles of the components that are not
+the largest, or the most probable, of their case."""
 
 _MM3_PER_ML = 1000.0
 _JUST_ABOVE = 1.01
@@ -58,12 +71,15 @@ class Predicted:
         prediction: Label map.
         reference: Label map.
         annotated: Names of the classes that the reference annotates; None: all.
+        mixture: Opens the probabilities from which the prediction was decided; None: they are not known, and rules
+            about them are not tried.
     """
 
     case: str
     prediction: Path
     reference: Path
     annotated: tuple[str, ...] | None = None
+    mixture: Callable[[], Mixture] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,12 +90,16 @@ class _Seen:
     counts: Counts
     components: Mapping[Group, Components] = field(default_factory=dict)
     filled: Mapping[Group, Counts] = field(default_factory=dict)
+    changes: Mapping[tuple[int, float], Changes] = field(default_factory=dict)
+
+
+_Kind = Literal["thresholds", "components", "holes"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Round:
     groups: tuple[Group, ...]
-    is_filling: bool
+    kind: _Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +136,12 @@ class RuleSearch:
     ) -> None:
         self._cases = tuple(cases)
         self._schema = schema
-        self._table = LabelTable(schema)
+        self._decoder = Decoder(schema)
+        self._table = self._decoder.table
         self._workers = max(1, workers)
         self._progress = progress or NoProgress()
         self._bootstrap = Bootstrap.of([case.case for case in cases], patients)
+        self._are_probable = bool(self._cases) and all(case.mixture is not None for case in self._cases)
         self._rules: list[Rule] = []
         self._tried: list[TriedRule] = []
 
@@ -129,7 +151,7 @@ class RuleSearch:
         Raises:
             DatasetError: A label map cannot be read.
         """
-        for one in _rounds(self._schema):
+        for one in _rounds(self._schema, with_thresholds=self._are_probable):
             self._round(one)
         return Found(tuple(self._rules), tuple(self._tried))
 
@@ -142,15 +164,15 @@ class RuleSearch:
             gone: list[NDArray[np.bool_] | None] = [None] * len(seen)
             for variants in self._variants(group, one, seen):
                 counts = self._try(variants, seen, counts, group, gone)
-            if one.is_filling and len(self._rules) > num_kept and one.groups[number + 1 :]:
-                # A hole may lie in another one: what was seen of the others holds no longer.
-                self._round(_Round(one.groups[number + 1 :], is_filling=True))
+            if one.kind != "components" and len(self._rules) > num_kept and one.groups[number + 1 :]:
+                # A hole may lie in another one, and a voxel that one class may not have goes to another: what was seen
+                # of the others holds no longer.
+                self._round(_Round(one.groups[number + 1 :], one.kind))
                 return
 
     def _see(self, one: _Round) -> list[_Seen]:
         """Look at every case."""
-        what = "holes" if one.is_filling else "components"
-        self._progress.start(f"Post-processing: {what}", len(self._cases))
+        self._progress.start(f"Post-processing: {one.kind}", len(self._cases))
         seen = []
         with ThreadPoolExecutor(self._workers) as pool:
             for item in pool.map(lambda case: self._look(case, one), self._cases):
@@ -162,17 +184,37 @@ class RuleSearch:
     def _look(self, case: Predicted, one: _Round) -> _Seen:
         """Read a case, apply what is kept so far, and find what the round asks for."""
         reference, geometry = read_labels(case.reference, None)
-        labels, _ = read_labels(case.prediction, geometry)
+        decided, _ = read_labels(case.prediction, geometry)
         spacing = geometry.spacing_mm
+        thresholds = thresholds_of(self._rules, self._schema)
+        labels = decided
+        if thresholds is not None:
+            labels = with_thresholds(decided, _mixture(case), thresholds, self._decoder)
+        likelihoods: Likelihoods | None = None
+        asks = any(isinstance(rule, DropUnlikely) for rule in self._rules)
+        if self._are_probable and (asks or one.kind == "components"):
+            likelihoods = likelihoods_of(labels, _mixture(case), self._decoder)
         if self._rules:
-            labels = apply_rules(labels, self._rules, self._schema, spacing)
+            labels = apply_rules(labels, self._rules, self._schema, spacing, likelihoods)
         # Counted as they lie in memory: files are read in Fortran order.
         actual = self._table.encode_reference(np.ascontiguousarray(reference.T))
         counts = self._table.count(actual, self._table.encode(np.ascontiguousarray(labels.T)))
         voxel_ml = prod(spacing) / _MM3_PER_ML
-        if not one.is_filling:
+        if one.kind == "thresholds":
+            return _Seen(voxel_ml, counts, changes=self._changes(case, decided, actual, thresholds, one))
+        if one.kind == "components":
             # On the file's own axes: of equal components the first one counts as the largest.
-            found = {group: components_of(group, labels, actual.T, self._schema, self._table) for group in one.groups}
+            found = {
+                group: components_of(
+                    group,
+                    labels,
+                    actual.T,
+                    self._schema,
+                    self._table,
+                    None if likelihoods is None or len(group) > 1 else likelihoods[group[0]],
+                )
+                for group in one.groups
+            }
             return _Seen(voxel_ml, counts, found)
         filled = {}
         for group in one.groups:
@@ -180,9 +222,29 @@ class RuleSearch:
             filled[group] = without_holes(labels, new, actual.T, counts, self._table)
         return _Seen(voxel_ml, counts, {}, filled)
 
+    def _changes(
+        self,
+        case: Predicted,
+        decided: NDArray[np.integer],
+        actual: NDArray[np.int16],
+        kept: Thresholds | None,
+        one: _Round,
+    ) -> Mapping[tuple[int, float], Changes]:
+        return changes_of(
+            self._table.encode(decided.T),
+            actual,
+            _mixture(case),
+            kept or (None,) * len(self._schema.classes),
+            dict.fromkeys((self._schema.names.index(name) for (name,) in one.groups), THRESHOLDS),
+            self._decoder,
+        )
+
     def _variants(self, group: Group, one: _Round, seen: Sequence[_Seen]) -> Iterator[tuple[Rule, ...]]:
         """Rules of one kind each, of which the best is looked for."""
-        if one.is_filling:
+        if one.kind == "thresholds":
+            yield tuple(Threshold(classes=group, min_probability=value) for value in THRESHOLDS)
+            return
+        if one.kind == "holes":
             yield (FillHoles(classes=group),)
             return
         is_joined = len(group) > 1
@@ -192,6 +254,7 @@ class RuleSearch:
         )
         if not is_joined:
             yield tuple(DropSmall(classes=group, min_ml=value) for value in _volumes_ml(group, seen))
+            yield tuple(DropUnlikely(classes=group, min_mean=value) for value in _means(group, seen))
 
     def _try(
         self,
@@ -214,7 +277,7 @@ class RuleSearch:
         if not best.is_kept:
             return counts
         self._rules.append(best.rule)
-        if not isinstance(best.rule, FillHoles):
+        if not isinstance(best.rule, FillHoles | Threshold):
             gone[:] = [item.components[group].leaving(best.rule, item.voxel_ml) for item in seen]
         return new
 
@@ -227,9 +290,12 @@ class RuleSearch:
         gone: Sequence[NDArray[np.bool_] | None],
     ) -> list[Counts]:
         """The counts of every case with a rule."""
+        # Nothing else has been filled, and no other threshold kept, since these cases were looked at.
         if isinstance(rule, FillHoles):
-            # Nothing else has been filled since these cases were looked at.
             return [item.filled[group] for item in seen]
+        if isinstance(rule, Threshold):
+            key = self._schema.names.index(group[0]), rule.min_probability
+            return [item.changes[key].applied(now) for item, now in zip(seen, counts, strict=True)]
         out = []
         for item, now, before in zip(seen, counts, gone, strict=True):
             components = item.components[group]
@@ -281,16 +347,23 @@ def _against(gain: float, interval: Interval | None, class_gains: Mapping[str, f
     return ""
 
 
-def _rounds(schema: LabelSchema) -> Iterator[_Round]:
+def _mixture(case: Predicted) -> Mixture:
+    assert case.mixture is not None, "tried only where the probabilities of every case are known"
+    return case.mixture()
+
+
+def _rounds(schema: LabelSchema, *, with_thresholds: bool) -> Iterator[_Round]:
     singles: tuple[Group, ...] = tuple((name,) for name in schema.names)
+    if with_thresholds:
+        yield _Round(singles, "thresholds")
     if schema.has_regions:
-        for is_filling in (False, True):
-            yield from (_Round((group,), is_filling) for group in singles)
+        yield from (_Round((group,), "components") for group in singles)
+        yield from (_Round((group,), "holes") for group in singles)
         return
     if len(singles) > 1:
-        yield _Round((schema.names,), is_filling=False)
-    yield _Round(singles, is_filling=False)
-    yield _Round(singles, is_filling=True)
+        yield _Round((schema.names,), "components")
+    yield _Round(singles, "components")
+    yield _Round(singles, "holes")
 
 
 def _volumes_ml(group: Group, seen: Sequence[_Seen]) -> tuple[float, ...]:
@@ -299,5 +372,17 @@ def _volumes_ml(group: Group, seen: Sequence[_Seen]) -> tuple[float, ...]:
     pooled = np.concatenate(others) if others else np.zeros(0)
     if not len(pooled):
         return ()
-    values = (float(value) * _JUST_ABOVE for value in np.quantile(pooled, DROP_QUANTILES, method="higher"))
-    return tuple(dict.fromkeys(float(f"{value:.{_DIGITS}g}") for value in values))
+    return _just_above(pooled)
+
+
+def _means(group: Group, seen: Sequence[_Seen]) -> tuple[float, ...]:
+    """Smallest mean probabilities worth trying, ascending."""
+    means = (item.components[group].means for item in seen)
+    others = [np.sort(values)[:-1] for values in means if values is not None]
+    pooled = np.concatenate([np.zeros(0), *others])
+    return tuple(value for value in _just_above(pooled) if value < 1) if len(pooled) else ()
+
+
+def _just_above(values: NDArray[np.float64]) -> tuple[float, ...]:
+    quantiles = (float(value) * _JUST_ABOVE for value in np.quantile(values, DROP_QUANTILES, method="higher"))
+    return tuple(dict.fromkeys(float(f"{value:.{_DIGITS}g}") for value in quantiles))

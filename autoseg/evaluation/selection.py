@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from autoseg.domain.inference import InferenceRecipe, Member, Rule
+from autoseg.domain.inference import FoldName, InferenceRecipe, Member, Rule
 from autoseg.domain.values import Value, digest_of
 from autoseg.evaluation.metrics import METRICS_VERSION
 from autoseg.evaluation.statistics import Interval, StatisticsRecord
@@ -16,8 +16,9 @@ from autoseg.evaluation.summaries import Summary
 
 SCHEMA_VERSION = 1
 
-SELECTION_VERSION = 1
-"""Of how decisions are made: those of another version are made anew."""
+SELECTION_VERSION = 2
+"""Of how decisions are made: those of another version are made anew. 2: a temperature for
+each class, and rules about probabilities."""
 
 FINAL = "final"
 """Name of what the recipe gives: the chosen candidate with its post-processing."""
@@ -136,9 +137,11 @@ class ClassCalibration(Value):
     Attributes:
         name: The class.
         error_before: Expected calibration error with temperature 1, 0 ... 1.
-        error_after: With the fitted temperature.
+        error_after: With the fitted temperatures.
         bins_before: Of equal width in probability, empty ones left out, for a reliability diagram.
-        bins_after: The same with the fitted temperature.
+        bins_after: The same with the fitted temperatures.
+        temperature: Of the class: of classes that exclude each other at the voxels where it is the most probable. None
+            in a file of a version that had one for all.
     """
 
     name: str
@@ -146,20 +149,24 @@ class ClassCalibration(Value):
     error_after: float
     bins_before: tuple[ReliabilityBin, ...]
     bins_after: tuple[ReliabilityBin, ...]
+    temperature: float | None = None
 
 
 class Calibration(Value):
-    """The temperature of one configuration, fitted on its out-of-fold probabilities.
+    """The temperatures of one configuration, fitted on its out-of-fold probabilities.
 
     Attributes:
         configuration: Its name.
-        temperature: Logits are divided by it; above 1 the network was too sure.
+        temperature: One for all classes, to compare with; above 1 the network was too sure.
         num_voxels: That were looked at: those where a class is likely or true, see docs/reference/metrics.md.
         loss_before: Mean negative log-likelihood over them.
-        loss_after: With the temperature.
+        loss_after: With the temperatures of the classes.
         error_before: Expected calibration error, the mean over the classes.
-        error_after: With the temperature.
+        error_after: With the temperatures of the classes.
         classes: Each class on its own.
+        background_temperature: At the voxels where the background is the most probable; None of regions.
+        loss_common: The loss with the one temperature for all; None where a file does not say.
+        error_common: The calibration error with it.
     """
 
     configuration: str
@@ -170,6 +177,27 @@ class Calibration(Value):
     error_before: float
     error_after: float
     classes: tuple[ClassCalibration, ...]
+    background_temperature: float | None = None
+    loss_common: float | None = None
+    error_common: float | None = None
+
+    def member(self, folds: tuple[FoldName, ...], weight: float = 1.0) -> Member:
+        """The configuration as a member of a recipe, with its temperatures.
+
+        Args:
+            folds: Of the models.
+            weight: Of the member.
+        """
+        common = self.temperature if self.background_temperature is None else self.background_temperature
+        named = {item.name: item.temperature for item in self.classes if item.temperature is not None}
+        differs = any(value != common for value in named.values())
+        return Member(
+            configuration=self.configuration,
+            folds=folds,
+            weight=weight,
+            temperature=common,
+            class_temperatures=named if differs else None,
+        )
 
 
 class CaseConfidence(Value):

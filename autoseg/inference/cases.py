@@ -10,6 +10,7 @@ from autoseg.domain.geometry import Geometry
 from autoseg.domain.label_table import label_table
 from autoseg.errors import ConfigError
 from autoseg.inference.beside import Beside
+from autoseg.inference.deciding import Deciding
 from autoseg.inference.engines.base import WantedEngine
 from autoseg.inference.export import LabelMap
 from autoseg.inference.gather import Gathering
@@ -27,8 +28,8 @@ from autoseg.runtime import NoProgress, Progress, configure_allocator
 WriteBeside = Callable[[Case, Path, LabelMap], Sequence[Path]]
 """Gets a case, where its label map was written, and the label map; gives what it wrote."""
 
-Found = tuple[LabelMap, Geometry, Gathering | None]
-"""A label map before the rules, its grid, and what was gathered besides."""
+Found = tuple[LabelMap, Geometry, Gathering | None, Deciding | None]
+"""A label map before the rules, its grid, what was gathered besides, and what has decided by probabilities."""
 
 Keep = Callable[[Case, Sequence[Path]], None]
 """Gets a case and its files, the label map first, when all are written."""
@@ -82,12 +83,14 @@ def segment_cases(
 
     def segment(ready: ReadyCase) -> Found:
         gathering = None if beside is None else beside.gathering(ready.geometry, out)
-        return segmenter.segment(ready, gathering), ready.geometry, gathering
+        deciding = segmenter.deciding(ready.geometry)
+        return segmenter.segment(ready, gathering, deciding), ready.geometry, gathering, deciding
 
     def write(case: Case, found: Found) -> Sequence[Path]:
-        path, labels = target(case, out, ending), segmenter.finish(found[0], found[1])
-        files = [path, *(() if beside is None else beside.write(case, path, labels, *found[1:]))]
-        write_labels(path, labels, found[1], names)
+        decided, geometry, gathering, deciding = found
+        path, labels = target(case, out, ending), segmenter.finish(decided, geometry, deciding)
+        files = [path, *(() if beside is None else beside.write(case, path, labels, geometry, gathering))]
+        write_labels(path, labels, geometry, names)
         files += () if write_beside is None else write_beside(case, path, labels)
         if keep is not None:
             keep(case, files)

@@ -32,11 +32,12 @@ LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
 # The smallest integers with a bit for every region; see `regions.MOST_REGIONS`.
 _CODES = ((8, torch.uint8), (15, torch.int16), (31, torch.int32), (63, torch.int64))
 
-Finished = tuple[int, int, Tensor | None, Sequence[Tensor]]
-"""Output rows [start, stop), the classes found there, and what a collector makes of them; None and nothing where no row
-was finished."""
+Finished = tuple[int, int, Tensor | None, Sequence[Tensor], Sequence[Tensor]]
+"""Output rows [start, stop), the classes found there, and what a judge and a collector want to keep of them; None and
+nothing where no row was finished."""
 
-# With a collector all values of a chunk are held at once: as many as of so many classes otherwise.
+# With a collector, or where probabilities decide, all values of a chunk are held at once: as many as of so many classes
+# otherwise.
 _CLASSES_COLLECTED = 8
 
 
@@ -54,6 +55,16 @@ class Collector(Protocol):
         """Keep it, for a part of the crop in network axis order."""
 
 
+class Judge(Protocol):
+    """Decides what voxels are where logits alone do not; see `StreamJudge`."""
+
+    def decide(self, logits: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Of (K, D, H, W) float32: class indices or numbers with a bit for each region, and what to keep."""
+
+    def store(self, box: Box, kept: Sequence[Tensor]) -> None:
+        """Keep it, for a part of the crop in network axis order."""
+
+
 def labels_from_stream(
     stream: Iterator[tuple[int, int, Tensor]],
     axis: int,
@@ -64,6 +75,7 @@ def labels_from_stream(
     column: Column | None = None,
     into: LabelMap | None = None,
     collector: Collector | None = None,
+    judge: Judge | None = None,
 ) -> LabelMap:
     """Resample logits to the crop's own grid and keep what wins there, slab by slab and class by class.
 
@@ -77,6 +89,7 @@ def labels_from_stream(
         column: The part of the image that the logits are of; None is the whole.
         into: A map that this was given before for another column: it is filled in. None makes one.
         collector: Gets the resampled values; the stream may then have further outputs for it.
+        judge: Says of resampled logits what voxels are; None: the largest logit does, or the sign of each region's.
 
     Returns:
         (I, J, K) label values on the file's grid, 0 outside the crop and in columns that are still to come; uint8 where
@@ -91,18 +104,24 @@ def labels_from_stream(
     rows_of = np.moveaxis(to_network_axes(labels, trail)[trail.crop_box][column.new_rows], axis, 0)
     num_values = schema.num_outputs if collector is None else collector.num_values
     resamplers = [_resampler(change, column, axis) for _ in range(num_values)]
-    decide = partial(_decide, resamplers, schema, collector, axis)
-    num_together = 1 if collector is None else ceil(num_values / _CLASSES_COLLECTED)
+    step = partial(_decide, resamplers, schema, collector, judge, axis)
+    holds_all = collector is not None or judge is not None
+    num_together = ceil(num_values / _CLASSES_COLLECTED) if holds_all else 1
     for _, _, slab in stream:
         num_rows = max(1, rows_per_chunk(change, column, axis, slab.device) // num_together)
         for logits in torch.split(slab, num_rows, dim=axis + 1):
-            start, stop, found, kept = _finished(decide, resamplers, logits, has_other_way=logits.device.type != "cpu")
+            start, stop, found, weighed, kept = _finished(
+                step, resamplers, logits, has_other_way=logits.device.type != "cpu"
+            )
             if found is None:
                 continue
             numbers = found.cpu().numpy()
             rows_of[start:stop] = schema.decode_regions(numbers) if schema.has_regions else table[numbers]
+            box = _rows_of_crop(column, axis, start, stop)
+            if judge is not None:
+                judge.store(box, weighed)
             if collector is not None:
-                collector.store(_rows_of_crop(column, axis, start, stop), kept)
+                collector.store(box, kept)
     return labels
 
 
@@ -157,19 +176,31 @@ def _finished(
 
 
 def _decide(
-    resamplers: Sequence[SlabResampler], schema: LabelSchema, collector: Collector | None, axis: int, logits: Tensor
+    resamplers: Sequence[SlabResampler],
+    schema: LabelSchema,
+    collector: Collector | None,
+    judge: Judge | None,
+    axis: int,
+    logits: Tensor,
 ) -> Finished:
     """What the output rows hold that these input rows finish; of labels, the streaming axis comes first."""
     rows = _Rows(resamplers, logits, axis)
-    decide = _regions if schema.has_regions else _winning_classes
-    if collector is None:
-        found = decide(iter(rows), len(resamplers))
-        return rows.start, rows.stop, found if rows.start < rows.stop else None, ()
-    kept = list(rows)
+    by_logits = _regions if schema.has_regions else _winning_classes
+    if collector is None and judge is None:
+        found = by_logits(iter(rows), len(resamplers))
+        return rows.start, rows.stop, found if rows.start < rows.stop else None, (), ()
+    values = list(rows)
     if rows.start == rows.stop:
-        return rows.start, rows.stop, None, ()
-    found = decide(iter(kept[: schema.num_outputs]), schema.num_outputs)
-    return rows.start, rows.stop, found, collector.compute(torch.stack(kept).movedim(1, axis + 1))
+        return rows.start, rows.stop, None, (), ()
+    own = values[: schema.num_outputs]
+    weighed: Sequence[Tensor] = ()
+    if judge is None:
+        found = by_logits(iter(own), len(own))
+    else:
+        found, weighed = judge.decide(torch.stack(own).movedim(1, axis + 1))
+        found = found.movedim(axis, 0)
+    kept = () if collector is None else collector.compute(torch.stack(values).movedim(1, axis + 1))
+    return rows.start, rows.stop, found, weighed, kept
 
 
 class _Rows:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.domain.dataset import LabelSchema
+from autoseg.domain.inference import Temperature
 from autoseg.errors import ConfigError
 from autoseg.inference.members import probabilities
 from autoseg.io.fractions import LEVELS
@@ -136,13 +137,13 @@ class Gathering:
         self._low = np.zeros(self.num_outputs, np.int64)
         self._high = np.zeros(self.num_outputs, np.int64)
 
-    def of_stream(self, trail: Trail, *, has_means: bool = False, temperature: float = 1.0) -> StreamCollector:
+    def of_stream(self, trail: Trail, *, has_means: bool = False, temperature: Temperature = 1.0) -> StreamCollector:
         """Takes the logits of a prepared image; see `labels_from_stream`.
 
         Args:
             trail: Of the image.
             has_means: Whether mean probabilities come after the logits (see `WithProbabilities`).
-            temperature: Logits are divided by it.
+            temperature: Logits are divided by it, see `domain.inference.Temperature`.
         """
         return StreamCollector(self, trail, has_means=has_means, temperature=temperature)
 
@@ -155,11 +156,11 @@ class Gathering:
         """
         found: list[Tensor] = []
         if self.wanted.probabilities:
-            found.append(_to_levels(own))
+            found.append(to_levels(own))
         if self.wanted.uncertainty:
             flat = mean.flatten(1)
             counts = [flat.sum(1), (flat > _SURE).sum(1), (flat > _POSSIBLE).sum(1)]
-            found += [_to_levels(entropy(mean, is_regions=self.is_regions)), *counts]
+            found += [to_levels(entropy(mean, is_regions=self.is_regions)), *counts]
         return tuple(found)
 
     def keep(self, view: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], found: Sequence[Tensor]) -> None:
@@ -216,7 +217,7 @@ class StreamCollector:
         temperature: The same.
     """
 
-    def __init__(self, gathering: Gathering, trail: Trail, *, has_means: bool, temperature: float) -> None:
+    def __init__(self, gathering: Gathering, trail: Trail, *, has_means: bool, temperature: Temperature) -> None:
         self._gathering = gathering
         self._trail = trail
         self._temperature = temperature
@@ -251,13 +252,20 @@ class StreamCollector:
             box: The part, in network axis order.
             found: What `compute` gave.
         """
+        self._gathering.keep(lambda array: view_of_crop(array, self._trail, box), found)
 
-        def view(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            leading = array.ndim - 3
-            of_file = array.transpose(*range(leading), leading + 2, leading + 1, leading)
-            return to_network_axes(of_file, self._trail)[(..., *self._trail.crop_box)][(..., *box)]
 
-        self._gathering.keep(view, found)
+def view_of_crop(array: NDArray[np.uint8], trail: Trail, box: Box) -> NDArray[np.uint8]:
+    """A part of a crop in an array on the file's grid.
+
+    Args:
+        array: (..., Z, Y, X), the reverse of the file's axes.
+        trail: Of the case.
+        box: The part, in network axis order.
+    """
+    leading = array.ndim - 3
+    of_file = array.transpose(*range(leading), leading + 2, leading + 1, leading)
+    return to_network_axes(of_file, trail)[(..., *trail.crop_box)][(..., *box)]
 
 
 def entropy(fractions: Tensor, *, is_regions: bool) -> Tensor:
@@ -276,5 +284,6 @@ def entropy(fractions: Tensor, *, is_regions: bool) -> Tensor:
     return of_each.sum(0) / (len(fractions) * log(2) if is_regions else log(len(fractions)))
 
 
-def _to_levels(fractions: Tensor) -> Tensor:
+def to_levels(fractions: Tensor) -> Tensor:
+    """Numbers from 0 to 1 in 255ths, uint8."""
     return (fractions * LEVELS).round_().clamp_(0, LEVELS).to(torch.uint8)

@@ -14,8 +14,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from autoseg.domain.inference import Temperature
 
-def probabilities(logits: Tensor, *, is_regions: bool, temperature: float = 1.0, dim: int = 0) -> Tensor:
+
+def divisor_of(logits: Tensor, temperature: Temperature, *, is_regions: bool, dim: int = 0) -> float | Tensor:
+    """What logits are divided by, as a number or in a shape that fits theirs; see `domain.inference.Temperature`.
+
+    Args:
+        logits: Any shape, floating; they are not changed.
+        temperature: One for all outputs, or one for each.
+        is_regions: Whether outputs are regions.
+        dim: The axis of classes or regions.
+    """
+    if not isinstance(temperature, tuple):
+        return temperature
+    of_each = torch.tensor(temperature, dtype=logits.dtype, device=logits.device)
+    if is_regions:
+        return of_each.reshape([-1 if axis == dim else 1 for axis in range(logits.ndim)])
+    return of_each[logits.argmax(dim, keepdim=True)]
+
+
+def probabilities(logits: Tensor, *, is_regions: bool, temperature: Temperature = 1.0, dim: int = 0) -> Tensor:
     """What logits say: softmax over classes, or the sigmoid of each region.
 
     Args:
@@ -25,7 +44,7 @@ def probabilities(logits: Tensor, *, is_regions: bool, temperature: float = 1.0,
         dim: The axis of classes or regions.
     """
     if temperature != 1:
-        logits = logits / temperature
+        logits = logits / divisor_of(logits, temperature, is_regions=is_regions, dim=dim)
     return torch.sigmoid(logits) if is_regions else torch.softmax(logits, dim)
 
 
@@ -38,7 +57,9 @@ class WithProbabilities(nn.Module):
         temperature: Logits are divided by it before they become probabilities.
     """
 
-    def __init__(self, network: Callable[[Tensor], Tensor], *, is_regions: bool, temperature: float = 1.0) -> None:
+    def __init__(
+        self, network: Callable[[Tensor], Tensor], *, is_regions: bool, temperature: Temperature = 1.0
+    ) -> None:
         super().__init__()
         self.network = network
         self.is_regions = is_regions

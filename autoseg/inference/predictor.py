@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.domain.geometry import Volume
+from autoseg.domain.inference import Temperature
 from autoseg.errors import ConfigError, DatasetError, ModelError
 from autoseg.inference.columns import Column, make_columns
+from autoseg.inference.deciding import Deciding
 from autoseg.inference.empty import SkippingEmpty
 from autoseg.inference.engines import WantedEngine, Way, pick_device_for
 from autoseg.inference.engines.running import Running
@@ -73,7 +75,7 @@ class Predictor:
         skip_empty: bool = False,
         most_sums_bytes: int | None = None,
         uncertainty: bool = False,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         engine: WantedEngine = "auto",
         num_volumes: int = 1,
     ) -> None:
@@ -240,7 +242,11 @@ class Predictor:
             raise DatasetError(f"the label map of {self.settings.previous_stage}: {problem}") from None
 
     def segment(
-        self, prepared: Prepared, previous: IndexMap | None = None, gathering: Gathering | None = None
+        self,
+        prepared: Prepared,
+        previous: IndexMap | None = None,
+        gathering: Gathering | None = None,
+        deciding: Deciding | None = None,
     ) -> LabelMap:
         """The second half of a prediction; see `__call__` and `logits`.
 
@@ -248,6 +254,7 @@ class Predictor:
             prepared: See `prepare`.
             previous: See `logits`.
             gathering: Filled in, see `Gathering`.
+            deciding: Decides by probabilities, see `Deciding`; None: the logits decide.
         """
         trail, plan, schema = prepared.trail, self.settings.preprocess, self.labels
         labels: LabelMap | None = None
@@ -255,10 +262,12 @@ class Predictor:
         if gathering is not None:
             collector = gathering.of_stream(trail, has_means=self.has_means, temperature=self.temperature)
 
+        judge = None if deciding is None else deciding.of_stream(trail, self.temperature)
+
         def decide(column: Column, axis: int, stream: Iterator[Slab]) -> None:
             nonlocal labels
             labels = labels_from_stream(
-                stream, axis, trail, plan, schema, column=column, into=labels, collector=collector
+                stream, axis, trail, plan, schema, column=column, into=labels, collector=collector, judge=judge
             )
 
         self.each_column(prepared, decide, previous)

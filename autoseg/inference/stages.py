@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.domain.geometry import Volume
+from autoseg.domain.inference import Temperature
 from autoseg.errors import ModelError
 from autoseg.inference.columns import Column
+from autoseg.inference.deciding import Deciding
 from autoseg.inference.export import LabelMap
 from autoseg.inference.gather import Gathering
 from autoseg.inference.predictor import Predictor
@@ -85,9 +87,15 @@ class Stages:
             return Ready(image, self.first.prepare(volume))
         return Ready(image, read_labels(self.first[case_id], volume.geometry)[0])
 
-    def segment(self, ready: Ready, gathering: Gathering | None = None) -> LabelMap:
-        """Label values on the file's grid, by one stage after the other; the last one fills in the gathering."""
-        return self.last.segment(ready.image, self._previous(ready), gathering)
+    def segment(self, ready: Ready, gathering: Gathering | None = None, deciding: Deciding | None = None) -> LabelMap:
+        """Label values on the file's grid, by one stage after the other.
+
+        Args:
+            ready: See `prepare`.
+            gathering: Filled in by the last stage.
+            deciding: Decides for the last stage, see `Predictor.segment`.
+        """
+        return self.last.segment(ready.image, self._previous(ready), gathering, deciding)
 
     def each_column(self, ready: Ready, use: Callable[[Column, int, Iterator[Slab]], None]) -> None:
         """The logits of the last stage; see `Predictor.each_column`."""
@@ -110,7 +118,7 @@ def load_stages(
     device: str,
     *,
     uncertainty: bool = False,
-    temperature: float = 1.0,
+    temperature: Temperature = 1.0,
     num_volumes: int = 1,
 ) -> Stages:
     """Put the networks of one configuration, and of its previous stage, on their device.
@@ -130,7 +138,7 @@ def load_stages(
         DeviceMemoryError: The device has too little memory for the networks.
     """
 
-    def load(members: Sequence[Model], uncertainty: bool = False, temperature: float = 1.0) -> Predictor:
+    def load(members: Sequence[Model], uncertainty: bool = False, temperature: Temperature = 1.0) -> Predictor:
         return Predictor(
             members,
             device=device,

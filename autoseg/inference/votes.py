@@ -21,11 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.domain.dataset import LabelSchema
+from autoseg.domain.inference import Temperature
 from autoseg.domain.plan import PreprocessPlan
 from autoseg.inference.columns import Column
+from autoseg.inference.deciding import Deciding
 from autoseg.inference.export import LabelMap, rows_per_chunk
 from autoseg.inference.gather import Gathering
 from autoseg.inference.ladder import if_it_fits
+from autoseg.inference.members import divisor_of
 from autoseg.inference.sliding_window import Slab
 from autoseg.preprocessing.resample import SlabResampler
 from autoseg.preprocessing.transform import Trail, to_network_axes
@@ -48,13 +51,13 @@ class Ballot:
         trail: How its prepared image came about.
         plan: The preprocessing that is undone.
         weight: Of its probabilities; those of all members sum to 1.
-        temperature: Its logits are divided by this.
+        temperature: Its logits are divided by this, see `domain.inference.Temperature`.
     """
 
     trail: Trail
     plan: PreprocessPlan
     weight: float
-    temperature: float
+    temperature: Temperature
 
 
 class Votes:
@@ -123,32 +126,40 @@ class Votes:
         for resampler, values in zip(resamplers, logits, strict=True):
             start, stop, finished = resampler.push(values.to(torch.float32))
             rows.append(finished)
-        stacked = torch.stack(rows).div_(ballot.temperature)
-        shares = stacked.sigmoid_() if self._schema.has_regions else stacked.softmax(dim=0)
+        stacked, is_regions = torch.stack(rows), self._schema.has_regions
+        stacked.div_(divisor_of(stacked, ballot.temperature, is_regions=is_regions))
+        shares = stacked.sigmoid_() if is_regions else stacked.softmax(dim=0)
         return start, stop, shares.mul_(ballot.weight * CERTAIN).round_()
 
-    def labels(self) -> LabelMap:
+    def labels(self, deciding: Deciding | None = None) -> LabelMap:
         """What has most votes: (I, J, K) label values, in Fortran order; see `labels_from_stream`.
 
         Of equal classes the earlier one wins, background first; a region is predicted where it has more than half.
+
+        Args:
+            deciding: Decides by probabilities instead, see `Deciding`; None: the most votes decide.
         """
         table = self._schema.decode_table()
         labels: LabelMap = np.zeros(self._votes.shape[:0:-1], table.dtype, order="F")
         slices = labels.T
         for some in self._in_slices():
             votes = self._votes[:, some]
-            if self._schema.has_regions:
-                slices[some] = self._schema.decode_regions(_regions(votes))
+            if deciding is not None:
+                numbers = deciding.take(some, self._shares(votes))
             else:
-                slices[some] = table[_winners(votes)]
+                numbers = _regions(votes) if self._schema.has_regions else _winners(votes)
+            slices[some] = self._schema.decode_regions(numbers) if self._schema.has_regions else table[numbers]
         return labels
 
     def gather(self, gathering: Gathering) -> None:
         """Fill in the probabilities that were voted with."""
         for some in self._in_slices():
-            votes = self._votes[:, some]
-            values = votes.astype(np.int32) if self._schema.has_regions else _with_background(votes)
-            gathering.take(some, torch.from_numpy(values).to(torch.float32).div_(CERTAIN).clamp_(0, 1))
+            gathering.take(some, self._shares(self._votes[:, some]))
+
+    def _shares(self, votes: NDArray[np.uint16]) -> Tensor:
+        """Probabilities (K, ...) of some voxels, the background's too."""
+        values = votes.astype(np.int32) if self._schema.has_regions else _with_background(votes)
+        return torch.from_numpy(values).to(torch.float32).div_(CERTAIN).clamp_(0, 1)
 
     def _in_slices(self) -> Iterator[slice]:
         """Parts of the image that are decided at a time."""

@@ -157,7 +157,9 @@ class Predictor:
         """
         volume = self._volume(image, affine, spacing_mm)
         segmenter, geometry = self._segmenter, volume.geometry
-        labels = segmenter.finish(segmenter.segment(segmenter.prepare(volume)), geometry)
+        deciding = segmenter.deciding(geometry)
+        labels = segmenter.segment(segmenter.prepare(volume), deciding=deciding)
+        labels = segmenter.finish(labels, geometry, deciding)
         return Segmentation(labels, geometry, self.labels)
 
     def _volume(self, image: Image | Any, affine: NDArray[Any] | None, spacing_mm: Sequence[float] | None) -> Volume:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.domain.dataset import Channel, LabelSchema
-from autoseg.domain.inference import InferenceRecipe, Member, rules_problems
+from autoseg.domain.inference import InferenceRecipe, Member, members_problems, rules_problems
 from autoseg.domain.values import digest_of
 from autoseg.errors import ConfigError, ModelError
+from autoseg.inference.deciding import Criteria
 from autoseg.inference.segmenter import Segmenter, WeightedStages
 from autoseg.inference.settings import PredictionSettings
 from autoseg.inference.stages import load_stages
@@ -39,7 +40,7 @@ class ChosenMember:
     """One configuration with its folds.
 
     Attributes:
-        member: Weight and temperature.
+        member: Weight and temperatures.
         models: Its folds.
         previous: Of a cascade: the folds of its previous stage.
     """
@@ -79,13 +80,16 @@ class Chosen:
     def digest(self) -> str:
         """Names what predicts: another model, weight or rule gives another name."""
         is_alone = len(self.members) == 1
+        # One member decides by its logits alone, unless a rule asks how probable labels are.
+        has_shares = not is_alone or Criteria.of(self.recipe.postprocessing, self.labels) is not None
         total = sum(chosen.member.weight for chosen in self.members)
         members = [
             {
                 "models": [model.identity for model in chosen.models],
                 "previous": [model.identity for model in chosen.previous],
                 "weight": 1.0 if is_alone else chosen.member.weight / total,
-                "temperature": 1.0 if is_alone else chosen.member.temperature,
+                # One number where all classes have the same, as before there were several.
+                "temperature": chosen.member.temperatures(self.labels) if has_shares else 1.0,
             }
             for chosen in self.members
         ]
@@ -120,7 +124,7 @@ class Chosen:
             models, previous = (
                 tuple(load_model(model.folder) for model in group) for group in (chosen.models, chosen.previous)
             )
-            temperature = chosen.member.temperature
+            temperature = chosen.member.temperatures(self.labels)
             tells_means = uncertainty and len(self.members) == 1
             stages = load_stages(
                 models,
@@ -200,6 +204,9 @@ def _checked(recipe: InferenceRecipe, members: Sequence[ChosenMember], where: Pa
                 f"{card.configuration} fold {card.fold} in {where} has other labels or channels than the first member",
                 hint="The members of an ensemble are configurations of one plan.",
             )
+    problems = members_problems(recipe.members, chosen.labels)
+    if problems:
+        raise ConfigError(f"the members in {where} do not fit the labels of the models", problems=problems)
     problems = rules_problems(recipe.postprocessing, chosen.labels)
     if problems:
         raise ConfigError(f"the rules in {where} do not fit the labels of the models", problems=problems)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autoseg.domain.inference import DropSmall, FillHoles, KeepLargest, Rule
+from autoseg.domain.inference import DropSmall, DropUnlikely, FillHoles, KeepLargest, Member, Rule, Threshold
 from autoseg.evaluation.crossval import FoldEvaluation
 from autoseg.io.files import read_json
 from autoseg.io.model import ModelCard
@@ -109,7 +109,7 @@ def _members(chosen: Chosen) -> str:
                 item.member.configuration,
                 ", ".join(str(model.card.fold) for model in item.models),
                 f"{item.member.weight:g}",
-                f"{item.member.temperature:g}",
+                _temperatures(item.member),
                 " × ".join(map(str, settings.network.patch_size)),
                 " × ".join(f"{value:.3g}" for value in settings.preprocess.target_spacing),
                 settings.previous_stage or "",
@@ -117,6 +117,13 @@ def _members(chosen: Chosen) -> str:
         )
     header = ("configuration", "folds", "weight", "temperature", "patch", "spacing in mm", "previous stage")
     return _table(header, rows)
+
+
+def _temperatures(member: Member) -> str:
+    named = member.class_temperatures
+    if not named:
+        return f"{member.temperature:g}"
+    return ", ".join([*(f"{name} {value:g}" for name, value in named.items()), f"others {member.temperature:g}"])
 
 
 def _afterwards(rules: Sequence[Rule]) -> list[str]:
@@ -127,6 +134,10 @@ def _afterwards(rules: Sequence[Rule]) -> list[str]:
 
 def in_words(rule: Rule) -> str:
     """A post-processing rule as a sentence."""
+    if isinstance(rule, Threshold):
+        return (
+            f"Give {' and '.join(rule.classes)} to voxels where the probability is at least {rule.min_probability:g}."
+        )
     what = " and ".join(rule.classes) + (" together" if rule.joined else "")
     neighbours = f"(neighbours: {rule.connectivity})"
     if isinstance(rule, KeepLargest):
@@ -134,6 +145,8 @@ def in_words(rule: Rule) -> str:
         return f"Keep the {kept} of {what} {neighbours}."
     if isinstance(rule, DropSmall):
         return f"Drop components of {what} below {rule.min_ml:g} ml {neighbours}."
+    if isinstance(rule, DropUnlikely):
+        return f"Drop components of {what} with a mean probability below {rule.min_mean:g} {neighbours}."
     assert isinstance(rule, FillHoles)
     limit = "" if rule.max_ml is None else f" up to {rule.max_ml:g} ml"
     return f"Fill holes{limit} in {what} {neighbours}."

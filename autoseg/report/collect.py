@@ -197,7 +197,7 @@ def collect(run: RunFolder) -> RunResults:
 
 
 def _selection(run: RunFolder, weights: Mapping[str, Mapping[str, str]]) -> Selection | None:
-    """What cross-validation decided; None where it did not, or other weights are there now."""
+    """What cross-validation decided; None where it did not, or by other weights or another version than are here."""
     path = run.selection_file
     if not path.is_file():
         return None
@@ -205,7 +205,11 @@ def _selection(run: RunFolder, weights: Mapping[str, Mapping[str, str]]) -> Sele
     names = {member.configuration for item in selection.candidates for member in item.members}
     if inputs_digest({name: folds for name, folds in weights.items() if name in names}) == selection.inputs_digest:
         return selection
-    log.warning("%s is left out: it was made from other weights; run: autoseg report %s --select", path, run.root)
+    log.warning(
+        "%s is left out: it was made from other weights or by another version; run: autoseg report %s --select",
+        path,
+        run.root,
+    )
     return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
 
-from autoseg.domain.inference import DropSmall, KeepLargest, Rule
+from autoseg.domain.inference import DropSmall, DropUnlikely, KeepLargest, Rule, Threshold
 from autoseg.domain.plan import Configuration
 from autoseg.report.collect import ConfigurationResult, RunResults
 
@@ -210,7 +210,8 @@ def _evaluation(results: RunResults, tolerance: str, cite: _Cite) -> str:
         )
     if summary.selection is not None and summary.selection.calibrations:
         text += (
-            f" Probabilities were calibrated by temperatures fitted on out-of-fold predictions {cite('temperature')}."
+            " Probabilities were calibrated by temperatures, one for each class, fitted on out-of-fold predictions "
+            f"{cite('temperature')}."
         )
     text += f" Volumes were compared as proposed by Bland and Altman {cite('Bland-Altman')}."
     return text
@@ -228,7 +229,7 @@ def _outcome(results: RunResults) -> Iterator[str]:
     span = whole.interval
     between = "" if span is None else f" (95 % confidence interval {span.low:.3f}–{span.high:.3f})"
     rules = () if chosen is None else tuple(_rule_in_words(rule) for rule in chosen.recipe.postprocessing)
-    afterwards = f", after which {'; '.join(rules)}" if rules else ""
+    afterwards = f"; in post-processing, {'; '.join(rules)}" if rules else ""
     classes = ", ".join(
         f"{item.name} {item.metric('dice').mean:.3f}" for item in whole.classes if item.metric("dice").mean is not None
     )
@@ -240,10 +241,14 @@ def _outcome(results: RunResults) -> Iterator[str]:
 
 def _rule_in_words(rule: Rule) -> str:
     classes = " and ".join(rule.classes)
+    if isinstance(rule, Threshold):
+        return f"{classes} was given to voxels where its probability was at least {rule.min_probability:g}"
     if isinstance(rule, KeepLargest):
         return f"the largest {_count(rule.count, 'component', 'components')} of {classes} was kept"
     if isinstance(rule, DropSmall):
         return f"components of {classes} below {rule.min_ml:g} ml were removed"
+    if isinstance(rule, DropUnlikely):
+        return f"components of {classes} with a mean probability below {rule.min_mean:g} were removed"
     return f"holes of {classes} were filled"
 
 

@@ -235,7 +235,7 @@ def test_averages_equal_what_prediction_gives(networks: RunFolder) -> None:
                     "cpu",
                 ),
                 member.weight,
-                member.temperature,
+                member.temperatures(SCHEMA),
             )
             for member in pair.members
         ]

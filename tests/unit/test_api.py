@@ -17,7 +17,7 @@ from toy_runs import oblique_volume, toy_run
 import autoseg
 from autoseg import Predictor
 from autoseg.domain.geometry import Volume
-from autoseg.domain.inference import DropSmall, InferenceRecipe, Member
+from autoseg.domain.inference import DropSmall, DropUnlikely, InferenceRecipe, Member, Threshold
 from autoseg.errors import ConfigError, DatasetError
 from autoseg.io.images import read_image, read_labels, write_image
 from autoseg.pipeline.exporting import export_model
@@ -82,7 +82,11 @@ def test_what_is_saved_lies_on_the_image(tmp_path: Path) -> None:
 
 def test_a_run_an_export_and_the_command_agree_rules_included(tmp_path: Path) -> None:
     run = toy_run(tmp_path / "run", {"3d_fullres": (0, 1), "2d": (0,)})
-    rules = (DropSmall(classes=("low", "high"), min_ml=0.05),)
+    rules = (
+        Threshold(classes=("low",), min_probability=0.4),
+        DropSmall(classes=("low", "high"), min_ml=0.05),
+        DropUnlikely(classes=("high",), min_mean=0.5),
+    )
     members = (Member(configuration="3d_fullres", temperature=0.2), Member(configuration="2d", temperature=0.3))
     run.write(run.inference_file, InferenceRecipe(members=members, postprocessing=rules))
     volume = oblique_volume()

@@ -17,8 +17,11 @@ FACTOR = 1.8
 NUM = 30_000
 
 
-def overconfident(schema: LabelSchema) -> Sample:
-    """Truth drawn from the softmax of logits that the network then gives multiplied by `FACTOR`."""
+def overconfident(schema: LabelSchema, factors: tuple[float, ...] = ()) -> Sample:
+    """Truth drawn from the softmax of logits that the network then gives multiplied by `FACTOR`.
+
+    Or by factors, one for each output: of classes by that of the winner.
+    """
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((schema.num_outputs, NUM))
     fair = shares(logits, schema)
@@ -27,7 +30,9 @@ def overconfident(schema: LabelSchema) -> Sample:
     else:
         drawn = (rng.random(NUM) > fair.cumsum(0)).sum(0)
         truth = np.arange(schema.num_outputs)[:, None] == drawn
-    codes = np.round(np.arcsin(np.sqrt(shares(FACTOR * logits, schema))) * (2 / np.pi * LAST_CODE)).astype(np.uint8)
+    factor: np.ndarray = np.array(factors or [FACTOR] * schema.num_outputs)
+    factor = factor[:, None] if schema.has_regions else factor[logits.argmax(0)]
+    codes = np.round(np.arcsin(np.sqrt(shares(factor * logits, schema))) * (2 / np.pi * LAST_CODE)).astype(np.uint8)
     return Sample(codes, truth)
 
 
@@ -40,6 +45,43 @@ def test_the_temperature_of_an_overconfident_network_is_found(schema: LabelSchem
     assert found.error_after < 0.015
     assert [item.name for item in found.classes] == list(schema.names)
     assert all(sum(one.voxels for one in item.bins_after) == NUM for item in found.classes)
+
+
+@pytest.mark.parametrize(
+    ("schema", "factors"), [(CLASSES, (1.2, 2.5, 0.7)), (REGIONS, (2.2, 0.8))], ids=["classes", "regions"]
+)
+def test_each_class_has_its_own_temperature(schema: LabelSchema, factors: tuple[float, ...]) -> None:
+    found = calibrate(overconfident(schema, factors), schema, "3d")
+    of_classes = factors if schema.has_regions else factors[1:]
+    assert [item.temperature for item in found.classes] == pytest.approx(list(of_classes), rel=0.06)
+    assert found.background_temperature == (None if schema.has_regions else pytest.approx(factors[0], rel=0.06))
+    # Better than one for all, which is better than none.
+    assert found.loss_common is not None
+    assert found.error_common is not None
+    assert found.loss_after < found.loss_common < found.loss_before
+    assert found.error_after < 0.6 * found.error_common
+    member = found.member((0, 1), 0.25)
+    assert (member.folds, member.weight) == ((0, 1), 0.25)
+    expected = [item.temperature for item in found.classes]
+    assert member.temperatures(schema) == tuple(expected if schema.has_regions else [member.temperature, *expected])
+
+
+@pytest.mark.parametrize("schema", [CLASSES, REGIONS], ids=["classes", "regions"])
+def test_a_class_of_few_voxels_has_the_temperature_of_all(schema: LabelSchema) -> None:
+    sample = overconfident(schema)
+    codes = sample.codes.copy()
+    # The last class is never the most probable; the last region neither likely nor true.
+    codes[-1] = 0 if schema.has_regions else np.minimum(codes[-1], codes[:-1].max(0))
+    truth = sample.truth & (np.arange(len(codes)) < len(codes) - 1)[:, None] if schema.has_regions else sample.truth
+    found = calibrate(Sample(codes, truth), schema, "3d")
+    assert found.classes[-1].temperature == found.temperature
+    assert found.classes[0].temperature != found.temperature
+
+
+def test_equal_temperatures_are_written_as_one() -> None:
+    found = calibrate(Sample(np.zeros((3, 0), np.uint8), np.zeros((3, 0), np.bool_)), CLASSES, "3d")
+    member = found.member((0,))
+    assert (member.temperature, member.class_temperatures) == (1.0, None)
 
 
 def test_the_error_by_hand() -> None:

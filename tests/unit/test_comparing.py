@@ -12,7 +12,7 @@ from autoseg.evaluation.comparing import choose_candidate, compare_all
 from autoseg.evaluation.metrics import case_metrics
 from autoseg.evaluation.selection import Candidate
 from autoseg.evaluation.summaries import CaseMetrics, summarise
-from autoseg.pipeline.selecting import learned_weight
+from autoseg.pipeline.candidates import learned_weight
 
 ONE = LabelSchema(classes=(LabelClass(name="it", values=(1,)),))
 NUM = 16

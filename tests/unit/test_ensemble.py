@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from stored_probabilities import CLASSES, REGIONS, SHAPE, logits_of, shares, store
 
 from autoseg.domain.dataset import LabelSchema
@@ -13,6 +14,7 @@ from autoseg.evaluation import ensemble
 from autoseg.evaluation.counts import LabelTable, dice_of, mean_foreground
 from autoseg.evaluation.ensemble import Decoder, Part, pair_counts, pair_labels, shares_of
 from autoseg.evaluation.metrics import case_metrics
+from autoseg.inference.members import probabilities
 
 # Probabilities are stored 0.003 off at most, and two of them are added: only closer calls may fall the other way.
 CLOSE = 0.02
@@ -72,6 +74,29 @@ def test_voxels_to_ignore_and_classes_that_are_not_annotated_count_nowhere() -> 
     assert np.isnan(dice_of(counts, schema, ("b",))[0])
     assert mean_foreground(np.array([[1.0, np.nan], [0.5, 0.25]])) == pytest.approx((0.75 + 0.25) / 2)
     assert mean_foreground(np.full((2, 2), np.nan)) is None
+
+
+@pytest.mark.parametrize("schema", [CLASSES, REGIONS], ids=["classes", "regions"])
+def test_temperatures_of_classes_are_those_of_the_networks_and_change_no_label(
+    tmp_path: Path, schema: LabelSchema
+) -> None:
+    """The same in numpy, from codes, as in torch, from logits; and by hand."""
+    logits = logits_of(0, schema)
+    temperatures = (0.6, 1.5, 2.5)[: schema.num_outputs]
+    codes = store(tmp_path, logits, schema).slices(0, SHAPE[0])
+    found = shares_of(codes, temperatures, is_regions=schema.has_regions)
+    of_torch = probabilities(torch.from_numpy(logits), is_regions=schema.has_regions, temperature=temperatures)
+    np.testing.assert_allclose(found, of_torch.numpy(), atol=0.03)
+    place = (3, 4, 5)
+    here = logits[(slice(None), *place)]
+    divisor = np.array(temperatures) if schema.has_regions else temperatures[int(here.argmax())]
+    np.testing.assert_allclose(of_torch[(slice(None), *place)], shares((here / divisor), schema), atol=1e-6)
+    decoder = Decoder(schema)
+    np.testing.assert_array_equal(decoder.of_shares(found), decoder.of_shares(shares_of(codes, 1.0, is_regions=False)))
+    swapped = probabilities(
+        torch.from_numpy(logits.swapaxes(0, 2)), is_regions=schema.has_regions, temperature=temperatures, dim=2
+    )
+    np.testing.assert_allclose(swapped.swapaxes(0, 2), of_torch, atol=1e-12)
 
 
 def test_temperature_1_changes_nothing_and_others_keep_the_winner(tmp_path: Path) -> None:

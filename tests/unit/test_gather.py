@@ -183,14 +183,16 @@ def test_one_model_without_mirroring_needs_no_further_outputs() -> None:
 
 def test_a_temperature_divides_logits_and_leaves_labels(tmp_path: Path) -> None:
     found = {}
-    for temperature in (1.0, 4.0):
+    for temperature in (1.0, 4.0, (1.5, 4.0, 0.5)):
         predictor = Predictor([toy_model()], device="cpu", precision="fp32", temperature=temperature)
         prepared = predictor.prepare(toy_volume())
         found[temperature] = gathered(predictor, prepared, tmp_path)
-    assert np.array_equal(found[1.0][0], found[4.0][0])
-    shares = torch.softmax(torch.from_numpy(resampled_logits(predictor, prepared)) / 4, 0)
-    expected = invert(shares[1].numpy(), prepared.trail)
-    assert np.abs(found[4.0][1][1] / LEVELS - expected).max() <= LARGEST_ERROR + 1e-5
+    logits = resampled_logits(predictor, prepared)
+    for temperature, divisor in ((4.0, 4.0), ((1.5, 4.0, 0.5), np.array([1.5, 4.0, 0.5])[logits.argmax(0)])):
+        assert np.array_equal(found[1.0][0], found[temperature][0])
+        shares = torch.softmax(torch.from_numpy(logits / divisor), 0)
+        expected = invert(shares[1].numpy(), prepared.trail)
+        assert np.abs(found[temperature][1][1] / LEVELS - expected).max() <= LARGEST_ERROR + 1e-5
 
 
 def test_mirrored_sides_change_places_in_probabilities_too() -> None:

@@ -29,6 +29,15 @@ def test_a_recipe_comes_back_from_its_file_and_none_is_read_where_there_is_none(
     assert json.loads(run.inference_file.read_text())["postprocessing"][1]["kind"] == "drop_small"
 
 
+def test_a_recipe_without_temperatures_by_class_is_written_as_before_there_were_any() -> None:
+    plain, named = Member(configuration="2d"), Member(configuration="2d", class_temperatures={"high": 2.0})
+    assert list(plain.model_dump(mode="json")) == ["configuration", "folds", "weight", "temperature"]
+    assert Member.model_validate(named.model_dump(mode="json")) == named
+    # Background, low, high; and where nothing differs one number.
+    assert named.temperatures(SCHEMA) == (1.0, 1.0, 2.0)
+    assert plain.temperatures(SCHEMA) == 1.0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -36,6 +45,7 @@ def test_a_recipe_comes_back_from_its_file_and_none_is_read_where_there_is_none(
         ({"members": [{"configuration": "2d"}, {"configuration": "2d"}]}, "each configuration once"),
         ({"members": [{"configuration": "2d", "weight": 0}]}, "greater than 0"),
         ({"members": [{"configuration": "2d", "folds": [1, 1]}]}, "a fold counts once"),
+        ({"members": [{"configuration": "2d", "class_temperatures": {"low": 0}}]}, "greater than 0"),
         ({"postprocessing": [{"kind": "keep_largest", "classes": []}]}, "at least one"),
         ({"postprocessing": [{"kind": "shrink", "classes": ["low"]}]}, "shrink"),
         ({"schema_version": 2}, "not 2"),

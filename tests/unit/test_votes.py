@@ -26,7 +26,7 @@ from autoseg.preprocessing.transform import Trail, invert
 SETTINGS = PredictionSettings(precision="fp32")
 MEMBERS = (
     Member(configuration="2d", weight=1.0, temperature=0.5),
-    Member(configuration="3d_fullres", folds=(0,), weight=2.0, temperature=0.2),
+    Member(configuration="3d_fullres", folds=(0,), weight=2.0, temperature=0.2, class_temperatures={"low": 0.6}),
     Member(configuration="3d_lowres", weight=1.5, temperature=0.4),
 )
 
@@ -38,7 +38,7 @@ def run(tmp_path: Path) -> RunFolder:
     return made
 
 
-def probabilities(stages: Stages, temperature: float) -> np.ndarray:
+def probabilities(stages: Stages, member: Member) -> np.ndarray:
     """(K, I, J, K) on the file's grid, all at once; background outside the crop."""
     predictor = stages.last
     prepared = predictor.prepare(oblique_volume())
@@ -49,7 +49,9 @@ def probabilities(stages: Stages, temperature: float) -> np.ndarray:
     whole = resample_image(
         logits, trail.crop_shape, trail.planned_spacing_mm, trail.source_spacing_mm, order=plan.logits_order
     )
-    shares = torch.from_numpy(whole / temperature).softmax(0).numpy()
+    named = member.class_temperatures or {}
+    of_each = np.array([member.temperature, *(named.get(name, member.temperature) for name in SCHEMA.names)])
+    shares = torch.from_numpy(whole / of_each[whole.argmax(0)]).softmax(0).numpy()
     return np.stack([invert(share, trail, background=int(index == 0)) for index, share in enumerate(shares)])
 
 
@@ -60,7 +62,7 @@ def test_the_weighted_mean_of_probabilities_decides(run: RunFolder, monkeypatch:
     segmenter = chosen.load(SETTINGS, "cpu")
     found = segmenter.segment(segmenter.prepare(oblique_volume()))
     total = sum(
-        member.weight / 4.5 * probabilities(item.stages, member.temperature)
+        member.weight / 4.5 * probabilities(item.stages, member)
         for member, item in zip(MEMBERS, segmenter._members, strict=True)
     )
     expected = SCHEMA.decode_table()[np.asarray(total).argmax(0)]
@@ -169,6 +171,11 @@ def test_named_configurations_leave_the_file_aside(run: RunFolder, caplog: pytes
             ConfigError,
             "do not fit the labels",
         ),
+        (
+            {"members": [{"configuration": "2d", "class_temperatures": {"liver": 2.0}}]},
+            ConfigError,
+            "do not fit the labels",
+        ),
     ],
 )
 def test_members_and_rules_that_are_not_there_are_named(
@@ -195,6 +202,9 @@ def test_the_digest_names_weights_rules_and_models_and_nothing_else(run: RunFold
         digest(members=MEMBERS[:2]),
         digest(members=(MEMBERS[0].model_copy(update={"temperature": 3.0}), *MEMBERS[1:])),
         digest(members=(MEMBERS[0].model_copy(update={"weight": 3.0}), *MEMBERS[1:])),
+        digest(members=(MEMBERS[0].model_copy(update={"class_temperatures": {"high": 0.4}}), *MEMBERS[1:])),
         digest(postprocessing=(DropSmall(classes=("low",), min_ml=1.0),)),
     }
-    assert len(others | {first}) == 5
+    assert len(others | {first}) == 6
+    # As it is written for people does not matter.
+    assert digest(members=(MEMBERS[0].model_copy(update={"class_temperatures": {"high": 0.5}}), *MEMBERS[1:])) == first
