@@ -161,7 +161,7 @@ def test_resampling_that_runs_out_of_memory_half_way_is_done_again_on_the_host(f
                 if to_come and to_come.pop():
                     resamplers[0].push(rows[0])
                     raise torch.OutOfMemoryError("CUDA out of memory")
-                return _decide(resamplers, THREE_CLASSES, None, rows)
+                return _decide(resamplers, THREE_CLASSES, None, None, 0, rows)
 
             found.append(_finished(decide, resamplers, rows, has_other_way=True)[2])
         return torch.cat([part for part in found if part is not None])
