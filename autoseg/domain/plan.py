@@ -58,6 +58,9 @@ class AugmentationPlan(GrownValue):
         mirror_axes: Axes that patches may be mirrored along; for that from left to right see `Configuration.sides`.
         channel_dropout: For each channel the probability that a patch is shown without it, so that the network learns
             to do without; empty where no channel may be missing. One channel always stays.
+        warm_up_steps: Over so many steps the probabilities of turning, scaling and of every change of intensity rise
+            linearly from 0 to what they are here; 0: they are so from the first step. Mirroring, dropped channels and
+            what begins with `cascade_` are not concerned.
         cascade_morphology_probability: That the map's classes are dilated, eroded, opened or closed, each class with
             `cascade_morphology_label_probability` and by a ball of a radius (whole voxels) in
             `cascade_morphology_radius`.
@@ -67,7 +70,7 @@ class AugmentationPlan(GrownValue):
     Source of the defaults: nnU-Net v2 (Isensee et al. 2021, supplement 4; ranges as in version 2.8).
     """
 
-    LATER_FIELDS: ClassVar[tuple[str, ...]] = ("channel_dropout",)
+    LATER_FIELDS: ClassVar[tuple[str, ...]] = ("channel_dropout", "warm_up_steps")
 
     rotation_probability: float = 0.2
     rotation_degrees: Floats = (30.0, 30.0, 30.0)
@@ -97,6 +100,7 @@ class AugmentationPlan(GrownValue):
     cascade_drop_label_probability: float = 0.5
     cascade_drop_fraction: float = 0.15
     channel_dropout: Floats = ()
+    warm_up_steps: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _radii_are_possible(self) -> Self:

@@ -28,6 +28,19 @@ SMALLEST_RANGE = 1e-7
 
 NOISE_SEED_BOUND = 2**63 - 1
 
+WARMED_UP = (
+    "rotation_probability",
+    "scaling_probability",
+    "noise_probability",
+    "blur_probability",
+    "brightness_probability",
+    "contrast_probability",
+    "low_resolution_probability",
+    "gamma_inverted_probability",
+    "gamma_probability",
+)
+"""Probabilities that begin at 0 where `AugmentationPlan.warm_up_steps` says so."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Augmentation:
@@ -100,6 +113,21 @@ def draw(plan: AugmentationPlan, dims: int, channels: int, rng: np.random.Genera
     return Augmentation(
         matrix, flips, noise_std, noise_seed, blur, brightness, contrast, low_resolution, gamma_inverted, gamma, dropped
     )
+
+
+def at_step(plan: AugmentationPlan, step: int) -> AugmentationPlan:
+    """The plan with the probabilities that it has at a step.
+
+    Args:
+        plan: Probabilities and ranges of the whole training.
+        step: Steps done before.
+
+    Source: decision 49.
+    """
+    if step >= plan.warm_up_steps:
+        return plan
+    share = step / plan.warm_up_steps
+    return plan.model_copy(update={name: share * getattr(plan, name) for name in WARMED_UP})
 
 
 def blank_channels(image: NDArray[np.float32], dropped: Ints) -> Ints:

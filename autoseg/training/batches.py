@@ -150,16 +150,17 @@ class BatchReader:
         first = step * self.sampler.batch_size
         epoch = step // self.steps_per_epoch
         places = range(self.rank, self.sampler.batch_size, self.num_ranks)
-        return [self._read(self.sampler.draw(self.pool, epoch, first + place)) for place in places]
+        plan = None if self.augmentation is None else augment.at_step(self.augmentation, step)
+        return [self._read(self.sampler.draw(self.pool, epoch, first + place), plan) for place in places]
 
-    def _read(self, spec: SampleSpec) -> RawSample:
+    def _read(self, spec: SampleSpec, plan: AugmentationPlan | None) -> RawSample:
         start: Ints = spec.start
         stop: Ints = tuple(low + size for low, size in zip(spec.start, spec.size, strict=True))
         case = self.pool.get(spec.case_id)
         drawn = augment.IDENTITY
-        if self.augmentation is not None:
+        if plan is not None:
             rng = runtime.rng(self.sampler.seed, runtime.STAGE_AUGMENT, spec.epoch, spec.index)
-            drawn = augment.draw(self.augmentation, self.dims, case.channels, rng)
+            drawn = augment.draw(plan, self.dims, case.channels, rng)
         skipped = 3 - self.dims
         if drawn.matrix is not None:
             low, high = augment.source_box(start[skipped:], spec.size[skipped:], drawn.matrix)
@@ -173,7 +174,7 @@ class BatchReader:
             # What a voxel is called does not depend on where it goes: the patch is cut and mirrored afterwards.
             labels = self.sides.swapped(labels)
             annotated = None if annotated is None else self.sides.swapped_classes(annotated)
-        has_dropout = self.augmentation is not None and bool(self.augmentation.channel_dropout)
+        has_dropout = plan is not None and bool(plan.channel_dropout)
         previous = None
         if self.previous is not None:
             previous = self.previous.read(spec, case, (start, stop), drawn, self.dims)
