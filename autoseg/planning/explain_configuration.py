@@ -260,6 +260,24 @@ def _augmentation(common: DatasetChoices, choices: ConfigurationChoices) -> Deci
     )
 
 
+def _warm_up(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
+    passes, steps = common.rules.augmentation_warm_up_passes, choices.augmentation.warm_up_steps
+    return Decision(
+        configuration=choices.name,
+        topic="augmentation in the beginning",
+        rule=(
+            "Turning, scaling and changes of intensity begin with no patch and come to their planned number of patches "
+            f"when the network has seen {passes:g} times as many voxels as the data set has, or after "
+            f"{common.rules.augmentation_warm_up_most_steps} steps: until then most of what it sees is new to it."
+            if passes
+            else "Augmentation is the same from the first step to the last."
+        ),
+        inputs=f"in {number(choices.batch.steps_of_a_pass)} steps it sees as many voxels as the data set has",
+        result=f"grows over {steps} steps" if steps else "whole from the first step",
+        would_change=f"--set {choices.name}.training.augmentation.warm_up_steps=STEPS.",
+    )
+
+
 _MIRROR_RULES = {
     "leave_out": "Patches are mirrored at random along every axis, in training and, where asked for, in prediction; "
     "not from left to right where classes come in left/right pairs, which would be mixed up.",
@@ -366,7 +384,7 @@ def configuration_decisions(
         choices: Of this one.
         planned: All of them.
     """
-    makers = (_initial_patch, _patch, _depth, _features, _batch, _batch_dice, _augmentation, _mirroring)
+    makers = (_initial_patch, _patch, _depth, _features, _batch, _batch_dice, _augmentation, _warm_up, _mirroring)
     if choices.name == LOWRES:
         return tuple(make(common, choices) for make in (_lowres_spacing, *makers))
     if choices.name == CASCADE:

@@ -126,12 +126,14 @@ class BatchChoice:
         by_voxels: Patches that make up the largest part of the data set a batch may cover; not rounded.
         by_time: Patches that a step has time for; None where time is not limited.
         batch_size: The result.
+        steps_of_a_pass: Steps whose patches have as many voxels as the data set.
     """
 
     by_memory: int
     by_voxels: float
     by_time: int | None
     batch_size: int
+    steps_of_a_pass: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,4 +384,6 @@ def choose_batch(search: PatchSearch, voxels_of_dataset: float, rules: PlannerRu
     time = search.limits.time
     by_time = None if time is None else floor(time.operations / search.flops)
     most = min(by_memory, round(by_voxels)) if by_time is None else min(by_memory, round(by_voxels), by_time)
-    return BatchChoice(by_memory, by_voxels, by_time, max(most, rules.smallest_batch))
+    batch_size = max(most, rules.smallest_batch)
+    steps_of_a_pass = voxels_of_dataset / prod(search.topology.patch_size) / batch_size
+    return BatchChoice(by_memory, by_voxels, by_time, batch_size, steps_of_a_pass)

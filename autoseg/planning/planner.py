@@ -176,12 +176,17 @@ def _choices(
             f"and {MOST_STAGES} is the most",
             hint="Resample or cut the images to fewer voxels.",
         )
+    batch = choose_batch(search, voxels, common.rules)
+    augmentation = plan_augmentation(topology.patch_size, common.rules, common.channels)
+    steps = round(common.rules.augmentation_warm_up_passes * batch.steps_of_a_pass)
     return ConfigurationChoices(
         name=name,
         search=search,
-        batch=choose_batch(search, voxels, common.rules),
+        batch=batch,
         batch_dice=batch_dice,
-        augmentation=plan_augmentation(topology.patch_size, common.rules, common.channels),
+        augmentation=augmentation.model_copy(
+            update={"warm_up_steps": min(steps, common.rules.augmentation_warm_up_most_steps)}
+        ),
         sides=_sides(common, name),
     )
 

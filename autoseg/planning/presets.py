@@ -85,6 +85,9 @@ class PlannerRules(Value):
         single_slice_first: Whether an axis with one slice in every case goes first even when it is not the coarsest.
         mirror_pairs: What mirroring from left to right does where classes come in left/right pairs, see `Sides`; "swap"
             becomes "leave_out" where it is not known which labels change places.
+        augmentation_warm_up_passes: The augmentation is as strong as planned once patches of so many times the data
+            set's voxels have been seen, and grows until then, see `AugmentationPlan.warm_up_steps`; 0: at once.
+        augmentation_warm_up_most_steps: It never grows over more steps than these.
         training: How the networks learn.
     """
 
@@ -122,6 +125,8 @@ class PlannerRules(Value):
     axis_tie_fraction: float = Field(ge=0, lt=1)
     single_slice_first: bool
     mirror_pairs: MirrorPairs
+    augmentation_warm_up_passes: float = Field(ge=0)
+    augmentation_warm_up_most_steps: int = Field(ge=0)
     training: TrainingRules
 
     @model_validator(mode="after")

@@ -201,3 +201,45 @@ def test_low_resolution_of_a_linear_ramp_is_close() -> None:
     out = changed(ramp, replace(IDENTITY, low_resolution=np.array([0.5])))
     assert float((out - ramp).abs().max()) < 0.06
     assert not torch.equal(out, ramp)
+
+
+CALM = AugmentationPlan(warm_up_steps=100)
+DRAWN_BY_STEP = 400
+
+
+def test_augmentation_grows_from_nothing_to_its_plan() -> None:
+    """Half way half as many patches are changed; mirroring and what is left out do not wait."""
+
+    def changed_fields(step: int) -> dict[str, int]:
+        plan = augment.at_step(CALM.model_copy(update={"channel_dropout": (0.5, 0.5)}), step)
+        drawn = [augment.draw(plan, 3, 2, np.random.default_rng(seed)) for seed in range(DRAWN_BY_STEP)]
+        names = ("matrix", "blur", "brightness", "contrast", "low_resolution", "gamma_inverted", "gamma")
+        counts = {name: sum(getattr(one, name) is not None for one in drawn) for name in names}
+        counts["noise_std"] = sum(one.noise_std > 0 for one in drawn)
+        return {
+            **counts,
+            "flips": sum(bool(one.flips) for one in drawn),
+            "dropped": sum(bool(one.dropped) for one in drawn),
+        }
+
+    first, half, whole = (changed_fields(step) for step in (0, 50, 100))
+    for name in set(whole) - {"flips", "dropped"}:
+        assert first[name] == 0
+        assert 0 < half[name] < whole[name]
+    for name in ("flips", "dropped"):
+        assert min(first[name], half[name], whole[name]) > DRAWN_BY_STEP / 2
+    assert sum(half.values()) - sum(first.values()) == pytest.approx(
+        (sum(whole.values()) - sum(first.values())) / 2, rel=0.15
+    )
+
+
+def test_augmentation_stays_as_planned_after_its_beginning() -> None:
+    assert augment.at_step(CALM, 100) is CALM
+    assert augment.at_step(CALM, 10**6) is CALM
+    assert augment.at_step(ALWAYS, 0) is ALWAYS
+
+
+def test_a_quarter_of_the_beginning_gives_a_quarter_of_each_probability() -> None:
+    quarter = augment.at_step(CALM, 25)
+    for name, value in CALM.model_dump().items():
+        assert getattr(quarter, name) == (pytest.approx(value / 4) if name in augment.WARMED_UP else value)

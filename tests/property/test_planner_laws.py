@@ -297,6 +297,25 @@ def test_a_batch_covers_the_part_of_the_voxels_that_its_preset_allows_unless_it_
 
 @EXAMPLES
 @given(fingerprints(), budgets)
+def test_augmentation_grows_over_so_many_voxels(fingerprint: Fingerprint, vram_gb: float) -> None:
+    """Patches of the first steps have as many voxels as the preset says, in data sets, or the most steps."""
+    try:
+        plan = plan_of(fingerprint, "default", vram_gb)
+    except PlanError:
+        assume(False)
+    rules = preset_rules("default")
+    target = choose_spacing(fingerprint, rules).target
+    voxels = prod(resampled_median_shape(fingerprint, target)) * fingerprint.num_training_cases
+    for name in {"2d", "3d_fullres"} & set(plan.configurations):
+        item = plan.configurations[name]
+        step = item.training.batch_size * prod(item.network.patch_size)
+        wanted = min(rules.augmentation_warm_up_passes * voxels, rules.augmentation_warm_up_most_steps * step)
+        seen = item.training.augmentation.warm_up_steps * step
+        assert seen == pytest.approx(wanted, abs=step / 2 + 1e-6 * voxels)
+
+
+@EXAMPLES
+@given(fingerprints(), budgets)
 def test_planning_twice_gives_the_same_bytes(fingerprint: Fingerprint, vram_gb: float) -> None:
     try:
         plan = plan_of(fingerprint, vram_gb=vram_gb)
