@@ -214,7 +214,9 @@ def made_up_reader(request: TrialRequest) -> BatchReader:
     num_values = network.num_classes + (network.output == "regions")
     store = _MadeUpStore(_MadeUpCase((depth, height, width), network.in_channels, num_values))
     sampler = Sampler((_CASE,), box, training.batch_size, training.foreground_fraction, request.seed)
-    return BatchReader(sampler, CasePool(store), network.dims, training.augmentation, training.steps_per_epoch)
+    # Its first steps stand for a whole training, most of which is augmented as planned.
+    augmentation = training.augmentation.model_copy(update={"warm_up_steps": 0})
+    return BatchReader(sampler, CasePool(store), network.dims, augmentation, training.steps_per_epoch)
 
 
 def main() -> None:

@@ -392,3 +392,12 @@ def test_where_a_training_would_run() -> None:
     assert Target.of(TrainSettings(device="cpu", precision="bf16")) == Target(torch.device("cpu"), "bf16")
     with pytest.raises(ConfigError, match="fp16"):
         Target.of(TrainSettings(device="cpu", precision="fp16"))
+
+
+def test_a_trial_is_augmented_as_most_of_a_training_is() -> None:
+    """Though its steps are the first ones, where augmentation has hardly begun."""
+    (part,) = toy_plan().configurations.values()
+    always = part.training.augmentation.model_copy(update={"rotation_probability": 1.0, "warm_up_steps": 1000})
+    training = part.training.model_copy(update={"augmentation": always})
+    samples = trial.made_up_reader(TrialRequest(network=part.network, training=training)).read(0)
+    assert all(sample.augmentation.matrix is not None for sample in samples)

@@ -121,6 +121,19 @@ def test_reading_ahead_gives_the_same_batches() -> None:
             assert one.case_ids == other.case_ids
 
 
+def test_the_first_step_is_only_mirrored_where_augmentation_grows() -> None:
+    always = AugmentationPlan(rotation_probability=1, noise_probability=1, gamma_probability=1)
+    grows = always.model_copy(update={"warm_up_steps": 10})
+    whole, growing = (BatchReader(sampler(3), CasePool(STORE), 3, plan, 2) for plan in (always, grows))
+    for sample in growing.read(0):
+        drawn = sample.augmentation
+        assert (drawn.matrix, drawn.noise_std, drawn.gamma) == (None, 0, None)
+    assert all(sample.augmentation.matrix is not None for sample in whole.read(0))
+    turned = [sum(sample.augmentation.matrix is not None for sample in growing.read(step)) for step in range(11)]
+    assert 0 < sum(turned[:10]) < 20
+    assert turned[10] == 3
+
+
 def test_an_error_in_the_thread_reaches_the_caller() -> None:
     def read(step: int) -> list[object]:
         if step == 2:
