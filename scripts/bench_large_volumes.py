@@ -176,7 +176,8 @@ def measure(wanted: argparse.Namespace, models: Models, program: str, shape: tup
     )
     print(f"  {watched.ended}: {watched.seconds:.1f} s, {watched.peak_bytes / GB:.2f} GB", flush=True)
     shown = [Path(word).name if "/" in word else word for word in words]
-    row = asdict(watched) | {"command": " ".join(shown), "label_map": any(out.glob(f"{CASE}.*"))}
+    lines = [line.replace(f"{wanted.work}/", "") for line in watched.last_lines]
+    row = asdict(watched) | {"last_lines": lines, "command": " ".join(shown), "label_map": any(out.glob(f"{CASE}.*"))}
     return row if program in OF_NNUNET else row | {"engines": known_engines(models.run(classes))}
 
 
