@@ -6,8 +6,9 @@
 For each run the model of the fold segments its validation cases, in every arm, the arms taking turns case by case; a
 case is read and prepared once. Seconds are those of network, resampling and label map. "passes" are tiles that went
 through the network. Further arms: "skip-empty" is none with --skip-empty, "strict" is interleaved without the rule
-that tiles of clear background need no further pass. Ratios are against the first arm. --patch has tiles smaller than
-the network was trained with, to have more of them. Writes OUT.json and OUT.md, and prints the table.
+that tiles of clear background need no further pass. An arm with @0.25 behind its name weights the voxels of a tile by a
+Gaussian whose sigma is that part of the patch (plans: 0.125). Ratios are against the first arm. --patch has tiles
+smaller than the network was trained with, to have more of them. Writes OUT.json and OUT.md, and prints the table.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from bench_lines import markdown
 
 from autoseg import runtime
+from autoseg.domain.plan import Configuration
 from autoseg.evaluation.crossval import evaluate_cases, tolerance_of
 from autoseg.inference import interleaved
 from autoseg.inference.predictor import Predictor
@@ -48,10 +50,10 @@ def compare(run: RunFolder, wanted: argparse.Namespace) -> dict[str, Any]:
     arms = wanted.arms.split(",")
     predictors = {
         arm: Predictor(
-            [model],
+            [_with_sigma(model, arm.partition("@")[2])],
             device=wanted.device,
             precision=wanted.precision,
-            tta=MODES[arm],  # type: ignore[arg-type]
+            tta=MODES[arm.partition("@")[0]],  # type: ignore[arg-type]
             skip_empty=arm == "skip-empty",
             engine=wanted.engine,
         )
@@ -108,8 +110,24 @@ def compare(run: RunFolder, wanted: argparse.Namespace) -> dict[str, Any]:
 
 def _with_patch(model: Model, patch: tuple[int, ...]) -> Model:
     """The model with other tiles."""
+    settings = model.card.settings
+    return _with(
+        model, settings.model_copy(update={"network": settings.network.model_copy(update={"patch_size": patch})})
+    )
+
+
+def _with_sigma(model: Model, sigma: str) -> Model:
+    """The model with other weights of a tile's voxels; "": with its own."""
+    if not sigma:
+        return model
+    settings = model.card.settings
+    inference = settings.inference.model_copy(update={"gaussian_sigma_fraction": float(sigma)})
+    return _with(model, settings.model_copy(update={"inference": inference}))
+
+
+def _with(model: Model, part: Configuration) -> Model:
+    """The model with other settings of its configuration."""
     card = model.card
-    part = card.settings.model_copy(update={"network": card.settings.network.model_copy(update={"patch_size": patch})})
     plan = card.plan.model_copy(update={"configurations": card.plan.configurations | {card.configuration: part}})
     return replace(model, card=card.model_copy(update={"plan": plan}))
 
