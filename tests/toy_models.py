@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from autoseg.domain.dataset import Channel, LabelClass, LabelSchema
 from autoseg.domain.geometry import Geometry, Volume
@@ -15,8 +17,11 @@ from autoseg.domain.plan import (
     PreprocessPlan,
     TrainingPlan,
 )
+from autoseg.inference.predictor import Predictor
 from autoseg.io.model import Model, ModelCard
 from autoseg.network.unet import build
+from autoseg.preprocessing.resample import resample_image
+from autoseg.preprocessing.transform import Prepared
 
 SCHEMA = LabelSchema(classes=(LabelClass(name="low", values=(7,)), LabelClass(name="high", values=(300,))))
 
@@ -61,3 +66,12 @@ def toy_volume(shape: tuple[int, int, int] = (13, 18, 9), spacing: tuple[float, 
     array[(0, *inner)] = rng.normal(size=array[(0, *inner)].shape) + 5
     affine = np.diag([-spacing[0], spacing[1], -spacing[2], 1.0])
     return Volume(array, Geometry(shape, affine))
+
+
+def logits_of_the_crop(predictor: Predictor, prepared: Prepared) -> NDArray[np.float32]:
+    """(K, *crop) logits on the grid of the cropped image, all at once."""
+    with torch.inference_mode():
+        axis, stream = predictor.logits(prepared)
+        logits = torch.cat([slab.clone() for _, _, slab in stream], dim=axis + 1).numpy()
+    trail, order = prepared.trail, predictor.settings.preprocess.logits_order
+    return resample_image(logits, trail.crop_shape, trail.planned_spacing_mm, trail.source_spacing_mm, order=order)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 from autoseg import __version__
-from autoseg.domain.dataset import Case, Dataset
+from autoseg.domain.dataset import Case
 from autoseg.domain.inference import DropUnlikely, InferenceRecipe, thresholds_of
 from autoseg.evaluation.comparing import choose_candidate, compare_all
 from autoseg.evaluation.confidence import confidence_of
@@ -28,7 +27,7 @@ from autoseg.io.images import read_labels, write_labels
 from autoseg.io.run_folder import RunFolder
 from autoseg.pipeline.candidates import Candidates, Scored
 from autoseg.pipeline.cases import SILENT, labels_of
-from autoseg.pipeline.held_out import FinishedConfiguration, finished_configurations
+from autoseg.pipeline.held_out import finished_configurations
 from autoseg.runtime import Progress, num_cpus
 
 log = logging.getLogger("autoseg")
@@ -61,7 +60,7 @@ def select(
     if stored is not None and stored.inputs_digest == digest:
         _write_recipe(run, stored.recipe)
         return stored
-    selection = _Selecting(run, dataset, finished, device, precision, progress).run(digest)
+    selection = _Selecting(Candidates(run, dataset, finished, device, precision, progress)).run(digest)
     _write_recipe(run, selection.recipe)
     run.write(run.selection_file, selection)
     return selection
@@ -91,29 +90,11 @@ def _write_recipe(run: RunFolder, recipe: InferenceRecipe) -> None:
 
 
 class _Selecting:
-    """One selection.
+    """One selection among candidates."""
 
-    Args:
-        run: The run.
-        dataset: Its data set.
-        finished: Configurations with all folds; at least one.
-        device: See `select`.
-        precision: See `select`.
-        progress: See `select`.
-    """
-
-    def __init__(
-        self,
-        run: RunFolder,
-        dataset: Dataset,
-        finished: Sequence[FinishedConfiguration],
-        device: str,
-        precision: str,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, candidates: Candidates) -> None:
         self._started = time.monotonic()
-        self._progress = progress
-        self._all = Candidates(run, dataset, finished, device, precision, progress)
+        self._all = candidates
 
     def run(self, digest: str) -> Selection:
         """Everything, one step after the other."""
@@ -171,7 +152,7 @@ class _Selecting:
             )
             for case in self._all.cases
         ]
-        return RuleSearch(predicted, self._all.schema, self._all.patients, num_cpus(), self._progress).run()
+        return RuleSearch(predicted, self._all.schema, self._all.patients, num_cpus(), self._all.progress).run()
 
     def _apply(self, found: Found, best: Scored) -> Summary:
         """Write and score what the rules make of the chosen predictions."""

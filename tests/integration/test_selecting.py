@@ -169,7 +169,7 @@ def test_it_is_made_once_and_anew_for_other_weights(
         def __init__(self, *_: object) -> None:
             raise AssertionError("selected again")
 
-    monkeypatch.setattr(selecting, "_Selecting", Never)
+    monkeypatch.setattr(selecting, "Candidates", Never)
     made_up.inference_file.unlink()
     assert select(made_up) == selection
     assert made_up.read_inference() == selection.recipe

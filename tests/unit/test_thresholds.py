@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from stored_probabilities import CLASSES, REGIONS, SHAPE, logits_of, shares, store
-from toy_models import SCHEMA, toy_model, toy_volume
+from toy_models import SCHEMA, logits_of_the_crop, toy_model, toy_volume
 from toy_runs import oblique_volume, toy_run
 
 from autoseg.domain.dataset import LabelSchema
@@ -39,7 +39,6 @@ from autoseg.inference.settings import PredictionSettings
 from autoseg.inference.stages import Stages
 from autoseg.io.images import write_labels
 from autoseg.pipeline.members import choose
-from autoseg.preprocessing.resample import resample_image
 from autoseg.preprocessing.transform import invert
 
 BOTH = pytest.mark.parametrize("schema", [CLASSES, REGIONS], ids=["classes", "regions"])
@@ -150,13 +149,7 @@ def test_one_member_decides_slab_by_slab(dims: int, tmp_path: Path, monkeypatch:
     temperature = (1.5, 0.5, 0.8)
     predictor = Predictor([toy_model(dims=dims)], device="cpu", precision="fp32", temperature=temperature)
     prepared = predictor.prepare(toy_volume())
-    with torch.inference_mode():
-        axis, stream = predictor.logits(prepared)
-        logits = torch.cat([slab.clone() for _, _, slab in stream], dim=axis + 1).numpy()
-    trail, plan = prepared.trail, predictor.settings.preprocess
-    whole = resample_image(
-        logits, trail.crop_shape, trail.planned_spacing_mm, trail.source_spacing_mm, order=plan.logits_order
-    )
+    trail, whole = prepared.trail, logits_of_the_crop(predictor, prepared)
     found = torch.from_numpy(whole / np.array(temperature)[whole.argmax(0)]).softmax(0).numpy()
     # One that changes something: in the middle of what the class has.
     value = round(float(np.median(found[1])), 2)

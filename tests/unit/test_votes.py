@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_models import SCHEMA
+from toy_models import SCHEMA, logits_of_the_crop
 from toy_runs import SPACINGS, oblique_volume, toy_run
 
 from autoseg.domain.dataset import LabelClass, LabelSchema
@@ -20,7 +20,6 @@ from autoseg.inference.stages import Stages
 from autoseg.inference.votes import CERTAIN, Ballot, Votes
 from autoseg.io.run_folder import RunFolder
 from autoseg.pipeline.members import choose
-from autoseg.preprocessing.resample import resample_image
 from autoseg.preprocessing.transform import Trail, invert
 
 SETTINGS = PredictionSettings(precision="fp32")
@@ -42,13 +41,7 @@ def probabilities(stages: Stages, member: Member) -> np.ndarray:
     """(K, I, J, K) on the file's grid, all at once; background outside the crop."""
     predictor = stages.last
     prepared = predictor.prepare(oblique_volume())
-    with torch.inference_mode():
-        axis, stream = predictor.logits(prepared)
-        logits = torch.cat([slab.clone() for _, _, slab in stream], dim=axis + 1).numpy()
-    trail, plan = prepared.trail, predictor.settings.preprocess
-    whole = resample_image(
-        logits, trail.crop_shape, trail.planned_spacing_mm, trail.source_spacing_mm, order=plan.logits_order
-    )
+    trail, whole = prepared.trail, logits_of_the_crop(predictor, prepared)
     named = member.class_temperatures or {}
     of_each = np.array([member.temperature, *(named.get(name, member.temperature) for name in SCHEMA.names)])
     shares = torch.from_numpy(whole / of_each[whole.argmax(0)]).softmax(0).numpy()
