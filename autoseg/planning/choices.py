@@ -8,8 +8,9 @@ from autoseg.domain.dataset import Channel
 from autoseg.domain.fingerprint import Fingerprint
 from autoseg.domain.plan import AugmentationPlan, ChannelNormalization
 from autoseg.domain.sides import Sides, Swap
+from autoseg.planning.batch import BatchChoice
 from autoseg.planning.lowres import LowresSearch
-from autoseg.planning.patch import BatchChoice, Limits, PatchSearch
+from autoseg.planning.patch import Limits, PatchSearch
 from autoseg.planning.presets import PlannerRules
 from autoseg.planning.spacing import SpacingChoice
 

@@ -27,11 +27,12 @@ from autoseg.domain.plan import (
 )
 from autoseg.domain.sides import Sides, swap_of
 from autoseg.errors import ConfigError, PlanError
+from autoseg.planning.batch import choose_batch
 from autoseg.planning.choices import ConfigurationChoices, DatasetChoices
 from autoseg.planning.explain import decisions
 from autoseg.planning.lowres import search_lowres
 from autoseg.planning.normalization import choose_normalization
-from autoseg.planning.patch import Limits, PatchSearch, TimeLimit, choose_batch, search_patch
+from autoseg.planning.patch import Limits, PatchSearch, TimeLimit, search_patch
 from autoseg.planning.presets import PlannerRules
 from autoseg.planning.spacing import choose_spacing, order_axes, require_possible, resampled_median_shape
 
