@@ -47,7 +47,7 @@ Preset = Annotated[
 ]
 StepTime = Annotated[
     str | None,
-    typer.Option("--step-time", metavar="1s", help="Longest training step, with the preset cpu. Default: 1s."),
+    typer.Option("--step-time", metavar="0.3s", help="Longest training step, with the preset cpu. Default: 0.3s."),
 ]
 Add = Annotated[
     list[str] | None,

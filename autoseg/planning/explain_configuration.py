@@ -156,21 +156,25 @@ def _blocks(choices: ConfigurationChoices, common: DatasetChoices) -> str:
 
 def _features(common: DatasetChoices, choices: ConfigurationChoices) -> Decision:
     search, rules, stages = choices.search, common.rules, choices.search.topology.num_stages
-    is_narrow = search.base_features < rules.base_features
+    has_time = search.limits.time is None or search.base_features == rules.base_features
+    is_3d = len(search.spacing) == 3
     rule = (
         f"{rules.base_features} channels in the first stage, twice as many in each further one, in "
         f"{len(search.spacing)}D never more than {rules.max_features(len(search.spacing))}; the preset says "
         "how many convolutions a stage has."
     )
     if search.limits.time is not None:
-        rule += " Where even the smallest patch takes too long, the network gets narrower."
+        rule += (
+            f" That is where a step has time for the largest patch; else {rules.timed_base_features} in the first "
+            f"stage, and fewer before a patch gets fewer voxels than {rules.narrow_patch_edge}{'³' if is_3d else '²'}."
+        )
     return Decision(
         configuration=choices.name,
         topic="channels and convolutions",
         rule=rule,
         inputs=several(stages, "stage"),
         result=f"channels {'-'.join(map(str, search.features))}; {_blocks(choices, common)}",
-        would_change="Longer steps." if is_narrow else "More or fewer stages, or another preset.",
+        would_change="More or fewer stages, or another preset." if has_time else "Longer steps.",
     )
 
 

@@ -65,7 +65,8 @@ class ShrinkStep:
         before: The patch that was too large.
         after: The patch afterwards.
         activations: One sample's count for `before`.
-        flops: Operations of one sample's training step for `before`; 0 where time is not limited.
+        flops: Operations of one sample's training step for `before`, with `timed_base_features`; 0 where time is not
+            limited.
         fits_memory: Whether `before` was only too slow.
     """
 
@@ -119,7 +120,15 @@ class PatchSearch:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A patch with what it costs: one sample's activations, and operations where time is limited (else 0)."""
+    """A patch with what it costs.
+
+    Attributes:
+        topology: The patch and its network.
+        axis: Which axis was shortened to come to it.
+        activations: One sample's count, as wide as the preset's networks are.
+        flops: Operations of one sample's training step with `timed_base_features`; 0 where time is not limited.
+        fits_memory: Whether a reference batch of it does.
+    """
 
     topology: Topology
     axis: int | None
@@ -156,7 +165,7 @@ def _candidate(topology: Topology, axis: int | None, limits: Limits, rules: Plan
     # In this order of operations, because plans must equal nnU-Net's to the last bit.
     needed = activations / (rules.reference_batch(dims) / rules.fitted_batch(dims))
     fits_memory = not needed > rules.activation_limit(dims, limits.vram_gb)
-    flops = 0 if limits.time is None else _flops_of(topology, limits, rules)
+    flops = 0 if limits.time is None else _flops_of(topology, limits, rules, rules.timed_base_features)
     return _Candidate(topology, axis, activations, flops, fits_memory)
 
 
@@ -223,13 +232,20 @@ def _shrinking(
         yield found
 
 
+def _largest(path: Sequence[_Candidate], numbers: Sequence[int]) -> int:
+    return max(numbers, key=lambda number: (path[number].voxels, -number))
+
+
 def _choose_by_time(
     path: Sequence[_Candidate], first: int, time: TimeLimit, limits: Limits, rules: PlannerRules
 ) -> tuple[int, int]:
-    """The patch with most voxels that leaves enough time for the smallest batch, and the width of its network.
+    """The patch and the width of its network of which the smallest batch takes no longer than a step may.
 
-    Of all patches and not the first that fits, because on the way down a patch can gain voxels by padding: so more
-    time never gives fewer voxels.
+    With the time there is less and less of it is chosen: a network of `base_features` on the largest patch; of
+    `timed_base_features` on ever smaller ones, down to `narrow_patch_edge`; on that one ever narrower ones, down to
+    `smallest_base_features`; these on still smaller patches. So more time gives neither a smaller patch nor a narrower
+    network (decision 50). It is the patch with most voxels that is quick enough and not the first on the way down,
+    because there a patch can gain voxels by padding.
 
     Args:
         path: Patches from large to small.
@@ -245,21 +261,26 @@ def _choose_by_time(
         PlanError: Even the narrowest network on the smallest patch takes too long.
     """
     most = time.operations / rules.smallest_batch
-    candidates = [number for number in range(first, len(path)) if path[number].fits_memory]
-    quick = [number for number in candidates if path[number].flops <= most]
-    if quick:
-        return max(quick, key=lambda number: (path[number].voxels, -number)), rules.base_features
-    smallest = min(candidates, key=lambda number: (path[number].voxels, number))
-    topology, width, flops = path[smallest].topology, rules.base_features // 2, path[smallest].flops
-    while width >= rules.smallest_base_features:
-        flops = _flops_of(topology, limits, rules, width)
-        if flops <= most:
-            return smallest, width
-        width //= 2
+    fitting = [number for number in range(first, len(path)) if path[number].fits_memory]
+    largest = _largest(path, fitting)
+    edge = rules.narrow_patch_edge ** len(path[largest].topology.patch_size)
+    ample = [number for number in fitting if path[number].voxels >= edge] or [largest]
+    least = min(ample, key=lambda number: (path[number].voxels, number))
+    stages = [([largest], rules.base_features), (ample, rules.timed_base_features)]
+    width = rules.timed_base_features
+    while (width := width // 2) >= rules.smallest_base_features:
+        stages.append(([least], width))
+    stages.append((fitting, stages[-1][1]))
+    for numbers, width in stages:
+        quick = [number for number in numbers if _flops_of(path[number].topology, limits, rules, width) <= most]
+        if quick:
+            return _largest(path, quick), width
+    smallest = min(fitting, key=lambda number: (path[number].voxels, number))
+    flops = _flops_of(path[smallest].topology, limits, rules, stages[-1][1])
     needed_s = rules.smallest_batch * flops / time.flops_per_second
     raise PlanError(
         f"no training step is as short as {time.step_seconds:g} s: {rules.smallest_batch} patches of "
-        f"{'x'.join(map(str, topology.patch_size))} with {rules.smallest_base_features} channels in the first stage "
+        f"{'x'.join(map(str, path[smallest].topology.patch_size))} with {stages[-1][1]} channels in the first stage "
         f"take {needed_s:.2g} s at {time.flops_per_second:.3g} operations a second",
         hint=f"Give a longer step: --step-time {needed_s * 1.1:.2g}s.",
     )
@@ -331,7 +352,6 @@ def search_patch(spacing: Floats, median_shape: Floats, limits: Limits, rules: P
         if after.axis is not None
     )
     topology = path[chosen].topology
-    is_narrow = width != rules.base_features
     return PatchSearch(
         spacing=spacing,
         median_shape=median_shape,
@@ -342,7 +362,7 @@ def search_patch(spacing: Floats, median_shape: Floats, limits: Limits, rules: P
         base_features=width,
         features=rules.features(topology.num_stages, dims, width),
         activations=activations_of(topology, limits.num_outputs, rules, width),
-        flops=_flops_of(topology, limits, rules, width) if is_narrow else path[chosen].flops,
+        flops=0 if limits.time is None else _flops_of(topology, limits, rules, width),
         activation_limit=rules.activation_limit(dims, limits.vram_gb),
         reference_batch=rules.reference_batch(dims),
         limits=limits,

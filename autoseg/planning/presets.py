@@ -62,9 +62,13 @@ class PlannerRules(Value):
         batch_fraction_of_voxels: A batch covers at most this part of the data set's voxels (against overfitting).
         default_step_seconds: Longest training step when none is given; None where only memory limits the plan.
         default_flops_per_second: Speed of the device when none was measured, in operations a second.
-        smallest_patch_edge: No 3D (2D) patch has fewer voxels than this cubed (squared) to save time, unless the image
-            has fewer.
-        smallest_base_features: Where even the smallest patch takes too long, the network becomes as narrow as this.
+        timed_base_features: Channels of the finest stage where time limits the plan, if a network of `base_features`
+            has no time for the largest patch that the memory holds.
+        narrow_patch_edge: Rather than fewer voxels than this cubed (squared), a patch gets a narrower network to save
+            time.
+        smallest_base_features: As narrow as this.
+        smallest_patch_edge: With the narrowest network, no 3D (2D) patch has fewer voxels than this cubed (squared) to
+            save time, unless the image has fewer.
         encoder_block: See `NetworkPlan`.
         blocks_per_stage_encoder: Blocks of each encoder stage, finest first; the last entry holds for all deeper ones.
         blocks_per_stage_decoder: The same for the decoder.
@@ -104,8 +108,10 @@ class PlannerRules(Value):
     batch_fraction_of_voxels: float = Field(gt=0)
     default_step_seconds: float | None
     default_flops_per_second: float | None
-    smallest_patch_edge: int = Field(ge=1)
+    timed_base_features: int = Field(ge=1)
+    narrow_patch_edge: int = Field(ge=1)
     smallest_base_features: int = Field(ge=1)
+    smallest_patch_edge: int = Field(ge=1)
     encoder_block: Literal["conv", "residual"]
     blocks_per_stage_encoder: Ints = Field(min_length=1)
     blocks_per_stage_decoder: Ints = Field(min_length=1)
@@ -136,6 +142,11 @@ class PlannerRules(Value):
         for limit in (self.default_step_seconds, self.default_flops_per_second):
             if limit is not None and not (isfinite(limit) and limit > 0):
                 raise ValueError(f"default_step_seconds and default_flops_per_second must be above 0, got {limit}")
+        if not self.smallest_base_features <= self.timed_base_features <= self.base_features:
+            raise ValueError(
+                "smallest_base_features, timed_base_features and base_features must not fall, got "
+                f"{self.smallest_base_features}, {self.timed_base_features}, {self.base_features}"
+            )
         if min(*self.blocks_per_stage_encoder, *self.blocks_per_stage_decoder) < 1:
             raise ValueError("every stage needs at least one block")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_presets_differ_only_where_they_say_so() -> None:
         return {key for key in first if first[key] != second[key]} - {"name"}
 
     departures = {"axis_tie_fraction", "single_slice_first", "mirror_pairs", "augmentation_warm_up_passes", "training"}
-    time = {"default_step_seconds", "default_flops_per_second", "smallest_base_features"}
+    time = {"default_step_seconds", "default_flops_per_second", "timed_base_features", "smallest_base_features"}
     sizes = {"default_vram_gb", "reference_vram_gb", "activations_3d", "activations_2d"}
     assert differences("nnunet", "default") == departures
     assert differences("default", "cpu") == time
@@ -107,12 +108,35 @@ def test_cpu_plans_short_steps_and_says_so() -> None:
     assert "not measured" in next(item.inputs for item in plan_of(CUBES, "cpu").decisions if item.topic == "patch size")
 
 
-def test_a_cpu_that_is_too_slow_gets_a_narrower_network_then_a_reason() -> None:
-    hasty = plan_of(CUBES, "cpu", step_seconds=0.03, flops_per_second=4e11).configurations["3d_fullres"].network
-    assert hasty.features_per_stage[0] < 32
-    assert 0.5 * 32**3 < hasty.patch_size[0] * hasty.patch_size[1] * hasty.patch_size[2] < 2 * 32**3
+def network_for(seconds: float) -> tuple[int, int]:
+    """Voxels of the patch and channels of the finest stage."""
+    plan = plan_of(CUBES, "cpu", step_seconds=seconds, flops_per_second=4e11)
+    network = plan.configurations["3d_fullres"].network
+    return prod(network.patch_size), network.features_per_stage[0]
+
+
+def test_with_less_time_patches_get_smaller_then_networks_narrower_then_patches_smaller_again() -> None:
+    """Decision 50."""
+    largest = prod(plan_of(CUBES, "default").configurations["3d_fullres"].network.patch_size)
+    assert network_for(60.0) == (largest, 32)
+    voxels, width = network_for(2.0)
+    assert 48**3 < voxels < largest
+    assert width == 16
+    assert network_for(0.06) == (48**3, 8)
+    voxels, width = network_for(0.03)
+    assert 32**3 <= voxels < 48**3
+    assert width == 8
+
+
+def test_a_cpu_that_is_too_slow_for_any_network_is_told_what_to_wait() -> None:
     with pytest.raises(PlanError, match=r"(?s)no training step is as short as 1e-06 s.*--step-time"):
         plan_of(CUBES, "cpu", step_seconds=1e-6)
+
+
+def test_widths_must_not_fall() -> None:
+    data = read_yaml(preset_file("cpu")) | {"timed_base_features": 64}
+    with pytest.raises(ValueError, match="must not fall, got 8, 64, 32"):
+        PlannerRules.model_validate(data)
 
 
 def test_presets_for_memory_refuse_a_step_time_but_not_a_measured_speed() -> None:
