@@ -46,7 +46,7 @@ def profile(patch: int, sigma_fraction: float) -> NDArray[np.float64]:
         patch: Voxels of the tile.
         sigma_fraction: Sigma as a fraction of the patch.
 
-    Source: nnU-Net v2 (sigma 1/8).
+    Source: nnU-Net v2 (its sigma is 1/8; ours see decision 51).
     """
     distance = np.arange(patch) - patch // 2
     weights = np.exp(-0.5 * (distance / (sigma_fraction * patch)) ** 2)

@@ -231,7 +231,9 @@ def _configuration(common: DatasetChoices, choices: ConfigurationChoices, labels
             augmentation=choices.augmentation,
             **rules.training.model_dump(),
         ),
-        inference=InferencePlan(mirror_axes=choices.augmentation.mirror_axes),
+        inference=InferencePlan(
+            mirror_axes=choices.augmentation.mirror_axes, gaussian_sigma_fraction=rules.tile_sigma_fraction
+        ),
         previous_stage=choices.previous_stage,
         sides=choices.sides,
     )

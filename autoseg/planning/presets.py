@@ -89,6 +89,8 @@ class PlannerRules(Value):
         single_slice_first: Whether an axis with one slice in every case goes first even when it is not the coarsest.
         mirror_pairs: What mirroring from left to right does where classes come in left/right pairs, see `Sides`; "swap"
             becomes "leave_out" where it is not known which labels change places.
+        tile_sigma_fraction: Sigma of the Gaussian that weights the voxels of a tile in prediction, as a fraction of the
+            patch.
         augmentation_warm_up_passes: The augmentation is as strong as planned once patches of so many times the data
             set's voxels have been seen, and grows until then, see `AugmentationPlan.warm_up_steps`; 0: at once.
         augmentation_warm_up_most_steps: It never grows over more steps than these.
@@ -131,6 +133,7 @@ class PlannerRules(Value):
     axis_tie_fraction: float = Field(ge=0, lt=1)
     single_slice_first: bool
     mirror_pairs: MirrorPairs
+    tile_sigma_fraction: float = Field(gt=0)
     augmentation_warm_up_passes: float = Field(ge=0)
     augmentation_warm_up_most_steps: int = Field(ge=0)
     training: TrainingRules
