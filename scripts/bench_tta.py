@@ -7,7 +7,7 @@ For each run the model of the fold segments its validation cases, in every arm, 
 case is read and prepared once. Seconds are those of network, resampling and label map. "passes" are tiles that went
 through the network. Further arms: "skip-empty" is none with --skip-empty, "strict" is interleaved without the rule
 that tiles of clear background need no further pass. An arm with @0.25 behind its name weights the voxels of a tile by a
-Gaussian whose sigma is that part of the patch (plans: 0.125). Ratios are against the first arm. --patch has tiles
+Gaussian whose sigma is that part of the patch, not the plan's. Ratios are against the first arm. --patch has tiles
 smaller than the network was trained with, to have more of them. Writes OUT.json and OUT.md, and prints the table.
 """
 
