@@ -33,6 +33,9 @@ log = logging.getLogger("autoseg")
 MOST_FRACTION = 0.1
 """Largest part of the work ahead that trying further ways may take."""
 
+MOST_SET_UP_FRACTION = 0.05
+"""Largest part of it that setting up an engine for its trial may take: what is gained in the end is often no more."""
+
 MIN_TILES = 50
 """Tiles ahead from which on anything is tried: the first pass of a way, one in float32 and their repetitions take the
 time of about five."""
@@ -135,10 +138,13 @@ class Choosing:
                 continue
             quickest = self._quickest(found, num_tiles)
             ahead_s = base_s / len(tiles) * num_tiles if quickest is None else quickest.trial.seconds(num_tiles)
-            cost_s = ENGINES[way.engine].set_up_s * len(self._models) + _PASSES_OF_A_TRIAL * base_s
+            set_up_s = ENGINES[way.engine].set_up_s * len(self._models)
+            cost_s = set_up_s + _PASSES_OF_A_TRIAL * base_s
             if expected is None and self._base.way != REFERENCE:
                 cost_s += _PASSES_OF_THE_REFERENCE * base_s
-            if time.perf_counter() - began + cost_s > MOST_FRACTION * ahead_s:
+            if time.perf_counter() - began + cost_s > MOST_FRACTION * ahead_s or set_up_s > (
+                MOST_SET_UP_FRACTION * ahead_s
+            ):
                 continue
             if expected is None:
                 expected = if_it_fits(partial(self._reference, found, base_logits, base_s, tiles))
@@ -223,10 +229,15 @@ def _is_pointless(way: Way, found: _Found) -> bool:
 
 
 def _timed(forward: Forward, tiles: Tensor) -> tuple[Tensor, float]:
-    """The logits, and seconds of a pass."""
+    """The logits, and seconds of a pass with the weighting of its outputs.
+
+    In a window PyTorch weights and sums them between two passes. Its threads then wait actively for more, on the cores
+    that another engine's threads want: a twentieth of OpenVINO's time with two of them.
+    """
 
     def run() -> Tensor:
         logits = forward(tiles)
+        logits.to(torch.float32).mul(0.5)
         # Whatever computes on its own time has done so when a number is asked for.
         logits.flatten()[0].item()
         return logits
