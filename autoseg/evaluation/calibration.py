@@ -143,28 +143,37 @@ def calibrate(sample: Sample, schema: LabelSchema, configuration: str) -> Calibr
     common = _best_temperature(logits, sample.truth, is_regions=is_regions) if num else 1.0
     of_each = _temperatures(logits, sample, common, is_regions=is_regions)
     divisors: tuple[_Divisor, ...] = (1.0, common, of_each[:, None] if is_regions else of_each[sample.codes.argmax(0)])
-    before, with_common, after = (_shares(logits, one, is_regions=is_regions) for one in divisors)
+    before, with_common, with_each = (_shares(logits, one, is_regions=is_regions) for one in divisors)
     losses = [_loss(logits, sample.truth, one, is_regions=is_regions) if num else 0.0 for one in divisors]
     first = 0 if is_regions else 1
+    error_common, error_each = (
+        float(
+            np.mean([calibration_error(reliability(*pair)) for pair in zip(shares, sample.truth[first:], strict=True)])
+        )
+        for shares in (with_common[first:], with_each[first:])
+    )
+    # The likelihood alone would always take the temperature of each class: it has more to fit with.
+    takes_each = error_each < error_common
+    if not takes_each:
+        of_each[:] = common
+    after, loss_after = (with_each, losses[2]) if takes_each else (with_common, losses[1])
     classes = tuple(
         _class(name, before[index], after[index], sample.truth[index], float(of_each[index]))
         for index, name in enumerate(schema.names, start=first)
     )
-    common_errors = [
-        calibration_error(reliability(*pair)) for pair in zip(with_common[first:], sample.truth[first:], strict=True)
-    ]
     return Calibration(
         configuration=configuration,
         temperature=common,
         num_voxels=num,
         loss_before=losses[0],
-        loss_after=losses[2],
+        loss_after=loss_after,
         error_before=float(np.mean([item.error_before for item in classes])),
         error_after=float(np.mean([item.error_after for item in classes])),
         classes=classes,
         background_temperature=None if is_regions else float(of_each[0]),
         loss_common=losses[1],
-        error_common=float(np.mean(common_errors)),
+        error_common=error_common,
+        error_each=error_each,
     )
 
 

@@ -156,7 +156,7 @@ def choose_candidate(
         row = _between(comparisons, pair.name, best.name)
         words = f"{pair.name} has {score(pair):.4f}"
         if row is not None and row.p_value is not None:
-            words += f" (p = {row.p_value:.2g}, {row.num_patients} patients)"
+            words += f" (p = {row.p_value:.2g}, n = {row.num_patients})"
         is_sure = row is not None and row.p_value is not None and row.p_value < SIGNIFICANT
         if is_sure and score(pair) > score(best):
             better.append((pair, words))

@@ -329,7 +329,7 @@ class RuleSearch:
             interval=interval,
             class_gains=gains,
             is_kept=not reason,
-            reason=reason or "the mean foreground Dice rises beyond its interval, and no class loses",
+            reason=reason or "the 95 % interval of the gain lies above 0, and no class loses",
         )
 
 
@@ -343,7 +343,7 @@ def _against(gain: float, interval: Interval | None, class_gains: Mapping[str, f
     if interval is None:
         return "there are too few patients for an interval"
     if interval.low <= 0:
-        return "the gain is not beyond its 95 % interval over patients"
+        return "the 95 % interval of the gain reaches 0"
     return ""
 
 

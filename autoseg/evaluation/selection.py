@@ -16,9 +16,9 @@ from autoseg.evaluation.summaries import Summary
 
 SCHEMA_VERSION = 1
 
-SELECTION_VERSION = 2
+SELECTION_VERSION = 3
 """Of how decisions are made: those of another version are made anew. 2: a temperature for
-each class, and rules about probabilities."""
+each class, and rules about probabilities. 3: temperatures for each class only where they calibrate better."""
 
 FINAL = "final"
 """Name of what the recipe gives: the chosen candidate with its post-processing."""
@@ -160,13 +160,15 @@ class Calibration(Value):
         temperature: One for all classes, to compare with; above 1 the network was too sure.
         num_voxels: That were looked at: those where a class is likely or true, see docs/reference/metrics.md.
         loss_before: Mean negative log-likelihood over them.
-        loss_after: With the temperatures of the classes.
+        loss_after: With the temperatures that were taken.
         error_before: Expected calibration error, the mean over the classes.
-        error_after: With the temperatures of the classes.
+        error_after: With the temperatures that were taken.
         classes: Each class on its own.
         background_temperature: At the voxels where the background is the most probable; None of regions.
         loss_common: The loss with the one temperature for all; None where a file does not say.
         error_common: The calibration error with it.
+        error_each: The calibration error with a temperature for each class: these are taken where it is less. None
+            where a file does not say.
     """
 
     configuration: str
@@ -180,6 +182,7 @@ class Calibration(Value):
     background_temperature: float | None = None
     loss_common: float | None = None
     error_common: float | None = None
+    error_each: float | None = None
 
     def member(self, folds: tuple[FoldName, ...], weight: float = 1.0) -> Member:
         """The configuration as a member of a recipe, with its temperatures.

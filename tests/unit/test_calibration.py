@@ -67,6 +67,22 @@ def test_each_class_has_its_own_temperature(schema: LabelSchema, factors: tuple[
 
 
 @pytest.mark.parametrize("schema", [CLASSES, REGIONS], ids=["classes", "regions"])
+def test_classes_have_temperatures_of_their_own_only_where_that_calibrates_better(schema: LabelSchema) -> None:
+    """Of a network that is too sure of everything alike, both are as good, and either may be a hair better."""
+    kept = set()
+    for factors in ((2.0, 2.0, 2.0), (2.2, 0.8, 1.5), (1.2, 2.5, 0.7)):
+        found = calibrate(overconfident(schema, factors[: schema.num_outputs]), schema, "3d")
+        assert found.error_after == min(found.error_common, found.error_each)
+        assert found.loss_after <= found.loss_before
+        own = {item.temperature for item in found.classes}
+        if found.error_common <= found.error_each:
+            assert own == {found.temperature}
+            assert found.member((0,)).class_temperatures is None
+        kept.add(found.error_each < found.error_common)
+    assert True in kept
+
+
+@pytest.mark.parametrize("schema", [CLASSES, REGIONS], ids=["classes", "regions"])
 def test_a_class_of_few_voxels_has_the_temperature_of_all(schema: LabelSchema) -> None:
     sample = overconfident(schema)
     codes = sample.codes.copy()
