@@ -149,4 +149,7 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def _interval(interval: Interval | None) -> str:
-    return "–" if interval is None else f"{interval.low:.3f}–{interval.high:.3f}"
+    if interval is None:
+        return "–"
+    # A dash beside a minus sign cannot be read.
+    return f"{interval.low:.3f}{'–' if interval.low >= 0 else ' to '}{interval.high:.3f}"

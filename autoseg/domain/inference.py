@@ -15,6 +15,9 @@ from autoseg.domain.values import GrownValue, Value
 
 SCHEMA_VERSION = 1
 
+# Smaller volumes are told in mm³.
+_LEAST_ML_IN_WORDS = 0.1
+
 FoldName = int | Literal["all"]
 
 Connectivity = Literal["faces", "edges", "corners"]
@@ -157,7 +160,8 @@ class DropSmall(ComponentRule):
     @property
     def in_short(self) -> str:
         """For tables, without the classes."""
-        return f"drop below {self.min_ml:g} ml"
+        small = self.min_ml < _LEAST_ML_IN_WORDS
+        return f"drop below {self.min_ml * 1000:.3g} mm³" if small else f"drop below {self.min_ml:g} ml"
 
 
 class DropUnlikely(ComponentRule):

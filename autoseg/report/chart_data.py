@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from autoseg.evaluation.metrics import METRIC_NAMES, METRIC_TITLES, ClassMetrics
-from autoseg.report.collect import CaseRow, ConfigurationResult, RunResults
+from autoseg.report.collect import CaseRow, ConfigurationResult, ReportSummary, RunResults
 from autoseg.report.tally import agreement, rows_of, tally
 
 DIGITS = 4
@@ -42,6 +42,7 @@ def chart_data(results: RunResults, rows: Sequence[CaseRow]) -> dict[str, Any]:
         "dataset": results.dataset.name,
         "classes": list(names),
         "configurations": configurations,
+        "shown": shown_names(results.summary),
         "best": results.summary.best,
         "metrics": list(metrics),
         "presences": list(PRESENCES),
@@ -65,6 +66,14 @@ def chart_data(results: RunResults, rows: Sequence[CaseRow]) -> dict[str, Any]:
         "confusions": _confusions(best),
         "calibration": _calibration(results),
         "confidences": _confidences(results),
+    }
+
+
+def shown_names(summary: ReportSummary) -> dict[str, str]:
+    """What the page calls each configuration: "final" says nothing to a reader."""
+    return {
+        item.name: f"{summary.best}, post-processed" if item.kind == "final" else item.name
+        for item in summary.configurations
     }
 
 

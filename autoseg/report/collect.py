@@ -142,6 +142,11 @@ class RunResults:
     curves: tuple[Curve, ...]
 
 
+def knows_patients(results: RunResults) -> bool:
+    """Whether it is known whose the cases are; else each counts as a patient of its own, and is called a case."""
+    return bool(patients_of(results.dataset.cases))
+
+
 def collect(run: RunFolder) -> RunResults:
     """Read every finished fold of every configuration.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from autoseg.report.collect import Curve, RunResults
 from autoseg.report.tally import ClassTally, rows_of, tally
+from autoseg.report.wording import tolerance_in_words
 
 NUM_SHOWN = 3
 
@@ -121,7 +122,9 @@ def _labels(results: RunResults, classes: Sequence[ClassTally]) -> Iterator[Find
     worst, gain = _far_below(classes)
     order = sorted(worst, key=lambda case: worst[case])
     sure = _surely_wrong(results)
-    everywhere = () if sure else _outlying_everywhere(results, order)
+    doubted = _doubted(results)
+    everywhere = () if sure else _outlying_everywhere(results, [case for case in order if case not in doubted])
+    unsure = [case for case in order if case in doubted]
     texts = []
     if order:
         told = _listed([worst[case][1] for case in order], "; ")
@@ -135,6 +138,11 @@ def _labels(results: RunResults, classes: Sequence[ClassTally]) -> Iterator[Find
         texts.append(
             f"Every configuration disagrees with the reference in {_listed(everywhere)}: there the label is the first "
             "suspect."
+        )
+    if unsure:
+        texts.append(
+            f"The models are unsure themselves of {_listed(unsure)}: there the image may be unlike the others, or hard "
+            "to read."
         )
     cases = tuple(dict.fromkeys((*sure, *everywhere, *order)))
     if cases:
@@ -171,6 +179,19 @@ def _surely_wrong(results: RunResults) -> tuple[str, ...]:
     spread = max(MIN_OUTLIER_STD, MAD_TO_STD * float(np.median(np.abs(parts - middle))))
     limit = max(MIN_SURE_ERRORS, middle + OUTLIER_STDS * spread)
     return tuple(sorted((case for case in known if known[case] > limit), key=lambda case: (-known[case], case)))
+
+
+def _doubted(results: RunResults) -> frozenset[str]:
+    """Cases of which the models are far less sure than of the others."""
+    selection = results.summary.selection
+    found = () if selection is None else selection.confidences
+    known = {item.case: item.mean_entropy for item in found if item.mean_entropy is not None}
+    if len(known) < MIN_CONFIDENCES:
+        return frozenset()
+    values = np.array(list(known.values()), np.float64)
+    middle = float(np.median(values))
+    spread = max(MIN_OUTLIER_STD, MAD_TO_STD * float(np.median(np.abs(values - middle))))
+    return frozenset(case for case, value in known.items() if value > middle + OUTLIER_STDS * spread)
 
 
 def _outlying_everywhere(results: RunResults, cases: Sequence[str]) -> tuple[str, ...]:
@@ -247,9 +268,15 @@ def why_low(results: RunResults, item: ClassTally, classes: Sequence[ClassTally]
         reasons.append(confused)
     surface = _metric_mean(results, item.name, "surface_dice")
     if surface is not None and surface > GOOD_SURFACE:
-        reasons.append(f"its errors are thin: {surface:.0%} of its surface lies within the tolerance")
-    if outliers(item):
-        reasons.append(f"{len(outliers(item))} of its cases are far below the others")
+        within = tolerance_in_words({item.name: results.summary.tolerance_mm[item.name]})
+        reasons.append(f"its errors lie along its border, {surface:.1%} of which is within {within} of the reference's")
+    taken = _taken_for(results, item)
+    if taken and not confused:
+        reasons.append(taken)
+    far = outliers(item)
+    if far:
+        named = _listed([item.cases[place] for place in far])
+        reasons.append(f"{len(far)} of its cases {'is' if len(far) == 1 else 'are'} far below the others ({named})")
     if len(item.dice) > 1 and not reasons:
         reasons.append(f"its cases differ widely (standard deviation {item.dice.std(ddof=1):.2f})")
     return "; ".join(reasons) + "." if reasons else "no single cause stands out."
@@ -267,6 +294,21 @@ def _confused_with(results: RunResults, item: ClassTally) -> str:
     name = max(others, key=lambda one: others[one])
     part = others[name] / total
     return f"{part:.0%} of its voxels were taken for {name}" if part > CONFUSED_PART else ""
+
+
+def _taken_for(results: RunResults, item: ClassTally) -> str:
+    """What its voxels were predicted as, where that was wrong; needs the voxels counted."""
+    best = next((one for one in results.summary.configurations if one.name == results.summary.best), None)
+    pairs = () if best is None or best.summary is None else best.summary.confusions
+    own = {one.prediction: one.voxels for one in pairs if one.reference == item.name}
+    total = sum(own.values())
+    wrong = sorted(((count, name) for name, count in own.items() if name != item.name and count), reverse=True)
+    if not wrong:
+        return ""
+    parts = [f"{count / total:.1%}" for count, _ in wrong[:2]]
+    names = [name for _, name in wrong[:2]]
+    others = "".join(f", {part} as {name}" for part, name in zip(parts[1:], names[1:], strict=True))
+    return f"{parts[0]} of its voxels were predicted as {names[0]}{others}"
 
 
 def _metric_mean(results: RunResults, class_name: str, metric: str) -> float | None:

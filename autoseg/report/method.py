@@ -8,8 +8,9 @@ from statistics import fmean
 from typing import Protocol
 
 from autoseg.domain.inference import DropSmall, DropUnlikely, KeepLargest, Rule, Threshold
-from autoseg.domain.plan import Configuration
-from autoseg.report.collect import ConfigurationResult, RunResults
+from autoseg.domain.plan import AugmentationPlan, Configuration
+from autoseg.evaluation.selection import Selection
+from autoseg.report.collect import ConfigurationResult, RunResults, knows_patients
 
 _SECONDS_PER_MINUTE = 60.0
 _BYTES_PER_GB = 1e9
@@ -85,6 +86,11 @@ REFERENCES = {
             "Wilcoxon", "Wilcoxon F. Individual comparisons by ranking methods. Biometrics Bulletin 1, 80–83 (1945)."
         ),
         Reference(
+            "Holm",
+            "Holm S. A simple sequentially rejective multiple test procedure. Scandinavian Journal of Statistics 6, "
+            "65–70 (1979).",
+        ),
+        Reference(
             "temperature",
             "Guo C, Pleiss G, Sun Y, Weinberger KQ. On calibration of modern neural networks. ICML 2017, PMLR 70, "
             "1321–1330.",
@@ -94,7 +100,11 @@ REFERENCES = {
             "Bland JM, Altman DG. Statistical methods for assessing agreement between two methods of clinical "
             "measurement. Lancet 327, 307–310 (1986).",
         ),
-        Reference("Muon", "Jordan K, et al. Muon: an optimizer for hidden layers in neural networks (2024)."),
+        Reference(
+            "Muon",
+            "Jordan K, et al. Muon: an optimizer for hidden layers in neural networks. Blog, kellerjordan.github.io "
+            "(2024).",
+        ),
         Reference("AdamW", "Loshchilov I, Hutter F. Decoupled weight decay regularization. ICLR 2019."),
     )
 }
@@ -168,7 +178,8 @@ def _one_network(name: str, one: Configuration) -> str:
 
 
 def _training(results: RunResults, trained: Sequence[ConfigurationResult], cite: _Cite) -> str:
-    sentences = []
+    """How configurations were trained: those that differ in nothing but their figures in one sentence."""
+    alike: dict[str, dict[str, str]] = {}
     for item in trained:
         records = [fold.training for fold in item.folds if fold.training is not None]
         if not records or item.name not in results.plan.configurations:
@@ -176,45 +187,98 @@ def _training(results: RunResults, trained: Sequence[ConfigurationResult], cite:
         plan = results.plan.configurations[item.name].training
         optimiser = _OPTIMISERS.get(plan.optimiser, plan.optimiser)
         marks = {"muon": " " + cite("Muon", "AdamW"), "adamw": " " + cite("AdamW")} if plan.optimiser != "sgd" else {}
+        steps = fmean(record.steps for record in records)
         minutes = fmean(record.seconds for record in records) / _SECONDS_PER_MINUTE
         memory = max(record.peak_memory_bytes for record in records) / _BYTES_PER_GB
         record = records[0]
         hardware = record.environment.get("cuda_devices") or [record.environment.get("cpu", "")]
         on = f"{record.device} ({hardware[0]})" if hardware[0] else record.device
-        rate = f"{plan.learning_rate:g}"
-        sentences.append(
-            f"{item.name} was trained by {optimiser}{marks.get(plan.optimiser, '')} on the sum of Dice loss and "
-            f"cross-entropy, with a learning rate that fell from {rate} and random rotation, scaling, noise, blur, "
-            f"brightness, contrast, low resolution, gamma and mirroring, in "
-            f"{_count(len(item.folds), 'fold', 'folds')} of {record.steps:,} steps and {minutes:.1f} minutes on "
-            f"average, on {on} in {record.precision} with seed {record.seed}; the peak memory was {memory:.1f} GB."
+        changes = _augmentations(plan.augmentation)
+        how = (
+            f"trained by {optimiser}{marks.get(plan.optimiser, '')} on the sum of Dice loss and cross-entropy, with a "
+            f"learning rate that fell from {plan.learning_rate:g}{' and random ' + changes if changes else ''}, "
+            f"on {on} in {record.precision} with seed {record.seed}"
         )
-    return " ".join(sentences)
+        alike.setdefault(how, {})[item.name] = (
+            f"{_count(len(item.folds), 'fold', 'folds')} of {steps:,.0f} steps and {minutes:.1f} minutes on average, "
+            f"with a peak memory of {memory:.1f} GB"
+        )
+    return " ".join(_trained(kind, figures) for kind, figures in alike.items())
+
+
+def _trained(how: str, figures: dict[str, str]) -> str:
+    """One sentence for configurations that were trained alike."""
+    if len(figures) == 1:
+        ((name, one),) = figures.items()
+        return f"{name} was {how}, in {one}."
+    each = "; ".join(f"{name} in {one}" for name, one in figures.items())
+    return f"{_and(list(figures))} were {how}: {each}."
+
+
+def _augmentations(plan: AugmentationPlan) -> str:
+    """What is changed at random, in words."""
+    chances = {
+        "rotation": plan.rotation_probability,
+        "scaling": plan.scaling_probability,
+        "noise": plan.noise_probability,
+        "blur": plan.blur_probability,
+        "brightness": plan.brightness_probability,
+        "contrast": plan.contrast_probability,
+        "low resolution": plan.low_resolution_probability,
+        "gamma": max(plan.gamma_probability, plan.gamma_inverted_probability),
+        "mirroring": float(bool(plan.mirror_axes)),
+    }
+    return _and([name for name, chance in chances.items() if chance > 0])
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
 
 
 def _evaluation(results: RunResults, tolerance: str, cite: _Cite) -> str:
     summary = results.summary
+    patients = "; all cases of a patient were in one fold" if knows_patients(results) else ""
     text = (
-        "Every case was predicted by models that had not been trained on it; cases of one patient, where patients are "
-        f"known, were in one fold. Dice, surface Dice at {tolerance} {cite('surface Dice')}, the 95 % Hausdorff "
-        "distance and further metrics were computed per case and class on the image's own grid, following "
-        f"{cite('Metrics Reloaded')}: distances are not defined where a class is missed, and such cases are counted "
-        "apart. The mean foreground Dice is the mean over classes of the mean over the cases that contain the class."
+        f"Every case was predicted by models that had not been trained on it{patients}. Dice, surface Dice at "
+        f"{tolerance} {cite('surface Dice')}, the 95 % Hausdorff distance and further metrics were computed per case "
+        f"and class on the image's own grid, following {cite('Metrics Reloaded')}: distances are not defined where a "
+        "class is missed, and such cases are counted apart. The mean foreground Dice is the mean over classes of the "
+        "mean over the cases that contain the class."
     )
     if summary.statistics is not None:
         one = summary.statistics
+        units = "patients" if knows_patients(results) else "cases"
         text += (
             f" Confidence intervals are {one.confidence:.0%} percentile bootstrap intervals over {one.num_patients} "
-            f"patients with {one.num_resamples:,} resamples {cite('bootstrap')}; configurations were compared by the "
-            f"Wilcoxon signed-rank test {cite('Wilcoxon')} with Holm's adjustment."
+            f"{units} with {one.num_resamples:,} resamples {cite('bootstrap')}; configurations were compared by the "
+            f"Wilcoxon signed-rank test {cite('Wilcoxon')} with the adjustment of Holm {cite('Holm')}."
         )
     if summary.selection is not None and summary.selection.calibrations:
         text += (
-            " Probabilities were calibrated by temperatures, one for each class, fitted on out-of-fold predictions "
-            f"{cite('temperature')}."
+            f" Probabilities were calibrated by temperatures fitted on out-of-fold predictions {cite('temperature')}."
         )
+    if summary.selection is not None:
+        text += _chosen(summary.selection)
     text += f" Volumes were compared as proposed by Bland and Altman {cite('Bland-Altman')}."
     return text
+
+
+def _chosen(selection: Selection) -> str:
+    """How new images are predicted, and that this was decided on the cases that are scored."""
+    members = selection.recipe.members
+    if len(members) == 1:
+        how = f"the mean logits of all folds of {members[0].configuration}"
+    else:
+        parts = _and([f"{item.configuration} ({item.weight:.2f})" for item in members])
+        how = f"the weighted mean of the probabilities of {parts}, each by the mean logits of all its folds"
+    number = len(selection.candidates)
+    if number == 1 and not selection.recipe.postprocessing:
+        return f" New images are predicted by {how}."
+    return (
+        f" New images are predicted by {how}. This was chosen among {_count(number, 'candidate', 'candidates')}, and "
+        f"the post-processing among {len(selection.tried_rules)} rules, on the same out-of-fold predictions that are "
+        "scored here, so that the figures are slightly in its favour."
+    )
 
 
 def _outcome(results: RunResults) -> Iterator[str]:
@@ -244,7 +308,9 @@ def _rule_in_words(rule: Rule) -> str:
     if isinstance(rule, Threshold):
         return f"{classes} was given to voxels where its probability was at least {rule.min_probability:g}"
     if isinstance(rule, KeepLargest):
-        return f"the largest {_count(rule.count, 'component', 'components')} of {classes} was kept"
+        if rule.count == 1:
+            return f"the largest component of {classes} was kept"
+        return f"the {rule.count} largest components of {classes} were kept"
     if isinstance(rule, DropSmall):
         return f"components of {classes} below {rule.min_ml:g} ml were removed"
     if isinstance(rule, DropUnlikely):

@@ -19,8 +19,17 @@ from autoseg.io.files import write_text
 from autoseg.io.run_folder import RunFolder
 from autoseg.report import wording
 from autoseg.report.card import model_card
-from autoseg.report.chart_data import chart_data, defined_metrics
-from autoseg.report.collect import SUMMARY_FILE, CaseRow, ConfigurationResult, RunResults, cases_csv, collect
+from autoseg.report.chart_data import chart_data, defined_metrics, shown_names
+from autoseg.report.collect import (
+    SUMMARY_FILE,
+    CaseRow,
+    ConfigurationResult,
+    ReportSummary,
+    RunResults,
+    cases_csv,
+    collect,
+    knows_patients,
+)
 from autoseg.report.facts import (
     PlannedCost,
     class_presence,
@@ -34,7 +43,7 @@ from autoseg.report.findings import NUM_SHOWN, find
 from autoseg.report.gallery import SIDE_FOLDER, Gallery, make_gallery
 from autoseg.report.method import describe
 from autoseg.report.shorts import in_short
-from autoseg.report.tally import rows_of
+from autoseg.report.tally import fold_rows, rows_of
 from autoseg.report.templating import environment_of_pages, trusted_part
 
 PAGE_FILE = "index.html"
@@ -99,12 +108,17 @@ def render(results: RunResults, gallery: Gallery, planned: Mapping[str, PlannedC
     summary = results.summary
     tolerance = wording.tolerance_in_words(summary.tolerance_mm)
     seconds, peak = total_training(results)
+    scored = best_first(summary)
     page = (
         environment_of_reports()
         .get_template("page.html.j2")
         .render(
             summary=summary,
-            scored=[item for item in summary.configurations if item.summary is not None],
+            scored=scored,
+            shown=shown_names(summary),
+            main=scored[0].name if scored else None,
+            fold_rows=fold_rows(results, scored),
+            knows_patients=knows_patients(results),
             best=_named(summary.configurations, summary.best),
             selection=summary.selection,
             dataset=results.dataset,
@@ -154,6 +168,8 @@ def environment_of_reports() -> Environment:
     environment.filters |= {
         "number": wording.number,
         "minutes": wording.minutes,
+        "seconds": wording.seconds,
+        "gain": wording.gain,
         "gigabytes": wording.gigabytes,
         "times": wording.times,
         "p_value": wording.p_value,
@@ -169,6 +185,16 @@ def worst_first(rows: Sequence[CaseRow]) -> tuple[CaseRow, ...]:
         return (np.inf if mean is None else mean, row.metrics.case, row.configuration)
 
     return tuple(sorted(rows, key=key))
+
+
+def best_first(summary: ReportSummary) -> list[ConfigurationResult]:
+    """What was scored: what `predict` gives, then what was chosen, then the others by their mean foreground Dice."""
+
+    def key(item: ConfigurationResult) -> tuple[bool, bool, float]:
+        dice = None if item.summary is None else item.summary.mean_foreground_dice
+        return item.kind != "final", item.name != summary.best, np.inf if dice is None else -dice
+
+    return sorted((item for item in summary.configurations if item.summary is not None), key=key)
 
 
 def _is_best(results: RunResults, row: CaseRow) -> bool:

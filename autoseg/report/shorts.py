@@ -82,10 +82,12 @@ def _which_configuration(results: RunResults) -> Iterator[Short]:
     selection = results.summary.selection
     if selection is not None:
         reached, afterwards = (one.mean_foreground_dice for one in (selection.chosen, selection.final))
-        rules = f", {number(afterwards)} with its post-processing" if selection.recipe.postprocessing else ""
+        rules = f", with its post-processing {number(afterwards)}" if selection.recipe.postprocessing else ""
+        says_which = selection.reason.startswith(selection.choice)
+        reason = selection.reason if says_which else f"{selection.choice}: {selection.reason}"
         answer = (
-            f"{selection.choice}: {selection.reason}. Its mean foreground Dice is {number(reached)}{rules}; autoseg "
-            "predict uses it without being told."
+            f"{reason}. The mean foreground Dice of {selection.choice} is {number(reached)}{rules}; autoseg predict "
+            "uses it without being told."
         )
         yield Short(question, answer)
         return

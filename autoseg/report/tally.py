@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.evaluation.metrics import ClassMetrics
-from autoseg.report.collect import CaseRow, RunResults
+from autoseg.report.collect import CaseRow, ConfigurationResult, RunResults
 
 LIMITS_IN_STDS = 1.96
 """Limits of agreement: mean ± 1.96 standard deviations. Source: Bland and Altman 1986, Lancet 327:307."""
@@ -117,3 +117,37 @@ def agreement(item: ClassTally) -> Agreement | None:
     bias, spread = float(error.mean()), LIMITS_IN_STDS * float(error.std(ddof=1))
     relative = item.relative_error
     return Agreement(item.name, bias, bias - spread, bias + spread, float(relative.mean()) if len(relative) else -1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldRow:
+    """The held-out cases of one fold, by one configuration or a mean of several.
+
+    Attributes:
+        configuration: Its name.
+        fold: Whose networks had not seen the cases.
+        num_cases: That were scored.
+        mean_foreground_dice: Mean over classes of the mean over the cases that contain it; None without any.
+        class_dice: The latter, by class.
+    """
+
+    configuration: str
+    fold: int | str
+    num_cases: int
+    mean_foreground_dice: float | None
+    class_dice: dict[str, float | None]
+
+
+def fold_rows(results: RunResults, configurations: Sequence[ConfigurationResult]) -> list[FoldRow]:
+    """Every fold of every configuration that has held-out cases."""
+    found = []
+    for item in configurations:
+        rows = rows_of(results, item.name)
+        for fold in sorted({row.fold for row in rows}, key=str):
+            own = [row for row in rows if row.fold == fold]
+            classes = tally(own, results.plan.labels.names)
+            dice = {one.name: one.mean_dice if one.num_present else None for one in classes}
+            known = [value for value in dice.values() if value is not None]
+            mean = float(np.mean(known)) if known else None
+            found.append(FoldRow(item.name, fold, len(own), mean, dice))
+    return found

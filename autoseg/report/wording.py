@@ -9,6 +9,7 @@ DASH = "–"
 
 _BYTES_PER_GB = 1e9
 _SECONDS_PER_MINUTE = 60.0
+_TWO_DIGITS = 10.0
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -19,6 +20,18 @@ def number(value: float | None, digits: int = 3) -> str:
 def minutes(seconds: float | None) -> str:
     """Seconds as minutes."""
     return DASH if seconds is None else f"{seconds / _SECONDS_PER_MINUTE:.1f}"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds, with two digits or more that say something."""
+    if value is None:
+        return DASH
+    return f"{value:.0f}" if value >= _TWO_DIGITS else f"{value:.2g}"
+
+
+def gain(value: float) -> str:
+    """A difference of two Dice, small ones too."""
+    return f"{value:+.6f}"
 
 
 def gigabytes(count: int | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chosen_run import PAIR, make_chosen_run
 from PIL import Image
 from synthetic_run import BAD_CASE, make_run
 
@@ -229,6 +230,8 @@ def test_nothing_is_wider_than_the_window(browser: Any, page_file: Path, width: 
     opened = open_page(browser, page_file, color_scheme=scheme)
     opened.page.set_viewport_size({"width": width, "height": 900})
     opened.page.evaluate("document.querySelector('h1').textContent = 'A_data_set_with_a_name_of_one_very_long_word'")
+    long = "new Option('a_case_with_a_name_of_some_length, 3d_fullres + 2d, post-processed, Dice 0.123')"
+    opened.page.evaluate(f"document.getElementById('case-choice').append({long})")
     opened.page.wait_for_timeout(400)
     assert opened.page.evaluate("document.documentElement.scrollWidth") == width
     ink, back = (
@@ -236,6 +239,22 @@ def test_nothing_is_wider_than_the_window(browser: Any, page_file: Path, width: 
         for name in ("color", "backgroundColor")
     )
     assert (sum(ink) > sum(back)) == (scheme == "dark")
+    assert opened.troubles == []
+    opened.page.context.close()
+
+
+def test_the_cases_of_what_was_chosen_come_first(browser: Any, tmp_path: Path) -> None:
+    opened = open_page(browser, write_report(make_chosen_run(tmp_path, 4)))
+    assert {row[1] for row in opened.rows()} == {PAIR}
+    assert PAIR in opened.page.inner_text("#case-title")
+    # From case to case, and not to another configuration of the same case.
+    for _ in range(2):
+        before = opened.page.inner_text("#case-title")
+        opened.page.click("#next-case")
+        opened.page.wait_for_function(f"document.getElementById('case-title').innerText !== {json.dumps(before)}")
+        assert PAIR in opened.page.inner_text("#case-title")
+    opened.page.select_option("#configuration", "")
+    assert {f"{PAIR}, post-processed", PAIR} < {row[1] for row in opened.rows()}
     assert opened.troubles == []
     opened.page.context.close()
 

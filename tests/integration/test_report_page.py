@@ -50,17 +50,26 @@ def test_the_choice_and_its_reasons_are_on_the_page(folder: Path, results: RunRe
     text = text_of((folder / "index.html").read_text("utf-8"))
     selection = results.summary.selection
     assert f"{PAIR} was chosen: its mean foreground Dice is the highest." in text
-    assert f"mean foreground Dice is {selection.chosen.mean_foreground_dice:.3f}, " in text
-    assert f"{selection.final.mean_foreground_dice:.3f} with its post-processing" in text
+    assert f"The mean foreground Dice of {PAIR} is {selection.chosen.mean_foreground_dice:.3f}, " in text
+    assert f"with its post-processing {selection.final.mean_foreground_dice:.3f}" in text
     for words in (
         "&lt; 0.001",
         "0.0100 to 0.0700",
-        "keep largest Posterior 0.8500 0.8600 yes",
+        "keep largest Posterior 0.8500 +0.010000 +0.002000 to +0.020000 yes",
         "Anterior 1.50 0.0800 0.0100",
     ):
         assert words in text
     assert f"The models are sure of {SURE_CASE}" in text
     assert "Not drawn" not in text
+
+
+def test_what_predict_gives_comes_first_and_has_a_name(folder: Path) -> None:
+    page = (folder / "index.html").read_text("utf-8")
+    tiles = [text_of(part) for part in page.split('class="tile')[2:]]
+    assert f"{PAIR}, post-processed, as predict gives it" in tiles[0]
+    assert f"{PAIR} (chosen)" in tiles[1]
+    assert "<td>final</td>" not in page
+    assert f'<option value="{PAIR}" data-chosen>' in page
 
 
 def test_what_is_not_there_is_left_out_with_a_reason(tmp_path: Path) -> None:
@@ -86,7 +95,9 @@ def test_the_method_has_this_runs_numbers_and_cites_what_it_names(results: RunRe
     assert (
         f"{PAIR} reached a mean foreground Dice of {results.summary.selection.final.mean_foreground_dice:.3f}" in text
     )
-    assert "the largest 1 component of Posterior was kept" in text
+    assert "the largest component of Posterior was kept" in text
+    assert "2d and 3d_fullres were trained by" in text
+    assert "and random rotation, scaling, noise, blur" in text
 
 
 def test_the_card_has_the_figures_and_is_safe_markdown(folder: Path, results: RunResults) -> None:

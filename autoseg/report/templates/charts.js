@@ -40,8 +40,8 @@
       y: { domain: [0, 1], axis: null },
       marginLeft: Math.min(width > 600 ? 190 : 110, 24 + 7 * longest),
       marginRight: 20,
-      x: { label: data.titles[metric], grid: true, domain, nice: true, ticks: width > 600 ? undefined : 4 },
-      fx: { label: null },
+      x: { label: data.titles[metric], grid: true, domain, nice: true, inset: 5, ticks: facets.fx ? 3 : width > 600 ? undefined : 4 },
+      fx: { label: null, tickFormat: (name) => data.shown[name], ...(facets.fx ? { domain: data.configurations } : {}) },
       fy: { label: null, domain: data.classes, axis: "left" },
       marks: [
         Plot.frame({ strokeOpacity: 0.15 }),
@@ -50,7 +50,7 @@
         Plot.dot(taken, {
           ...facets, x: metric, y: (point, place) => 0.2 + 0.6 * ((place * 0.618034) % 1), r: many ? 2.2 : 3.2,
           fill: "var(--accent)", fillOpacity: many ? 0.55 : 0.75, href: link, tip: true,
-          title: (point) => `${point.case}\n${point.class}: ${data.titles[metric]} ${number(point[metric], report.digits(metric))}\n${point.configuration}, fold ${point.fold}`,
+          title: (point) => `${point.case}\n${point.class}: ${data.titles[metric]} ${number(point[metric], report.digits(metric))}\n${point.shown}, fold ${point.fold}`,
         }),
       ],
     });

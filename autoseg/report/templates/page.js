@@ -7,6 +7,7 @@ const report = (() => {
     index,
     case: row.case,
     configuration: data.configurations[row.configuration],
+    shown: data.shown[data.configurations[row.configuration]],
     fold: row.fold,
     mean: row.mean,
     classes: row.classes.map(([presence, reference, prediction, ...values], place) => ({
@@ -22,7 +23,7 @@ const report = (() => {
   const points = rows.flatMap((row) =>
     row.classes
       .filter((item) => item.reference > 0 && item.presence !== "unannotated")
-      .map((item) => ({ ...item, class: item.name, row: row.index, case: row.case, configuration: row.configuration, fold: row.fold })),
+      .map((item) => ({ ...item, class: item.name, row: row.index, case: row.case, configuration: row.configuration, shown: row.shown, fold: row.fold })),
   );
 
   function element(name, properties = {}, ...children) {

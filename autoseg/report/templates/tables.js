@@ -44,7 +44,7 @@
   function isWanted(row) {
     const item = report.rows[row.dataset.row];
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const text = `${item.case} ${item.configuration} fold ${item.fold}`.toLowerCase();
+    const text = `${item.case} ${item.shown} fold ${item.fold}`.toLowerCase();
     const limit = below.value === "" ? Infinity : Number(below.value);
     return (
       words.every((word) => text.includes(word)) &&
@@ -78,10 +78,17 @@
     return [head, ...lines].map((line) => line.map(cell).join(",")).join("\n") + "\n";
   }
 
+  // Once one was chosen, its cases are what pictures and findings speak of; the others are a choice away.
+  const chosen = configuration.querySelector("[data-chosen]");
+  if (chosen) {
+    configuration.value = chosen.value;
+    filter();
+  }
+
   [find, below].forEach((input) => input.addEventListener("input", filter));
   [configuration, flagged].forEach((input) => input.addEventListener("change", filter));
   document.getElementById("download-csv").addEventListener("click", () => report.download("cases.csv", "text/csv", csv()));
   document.getElementById("download-json").addEventListener("click", () =>
-    report.download("cases.json", "application/json", JSON.stringify(visible().map(({ index, ...row }) => row), null, 1)),
+    report.download("cases.json", "application/json", JSON.stringify(visible().map(({ index, shown, ...row }) => row), null, 1)),
   );
 })();

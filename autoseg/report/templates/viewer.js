@@ -108,7 +108,7 @@
     shown = { names, images, flat: volumes.flat };
     offer();
     apply();
-    say(`${row.case}, ${row.configuration}${volumes.reduced ? "; voxels are joined, to keep this file small" : ""}; cut to the neighbourhood of the labels.`);
+    say(`${row.case}, ${row.shown}${volumes.reduced ? "; voxels are joined, to keep this file small" : ""}; cut to the neighbourhood of the labels.`);
   }
 
   function offer() {
@@ -154,7 +154,7 @@
         element("td", { className: "num" }, (item.reference / 1000).toPrecision(3)), element("td", { className: "num" }, (item.prediction / 1000).toPrecision(3)));
     });
     figures.replaceChildren(
-      element("h3", { id: "case-title" }, `${row.case} `, element("span", { className: "rank" }, `${row.configuration}, fold ${row.fold}, mean Dice ${number(row.mean)}`)),
+      element("h3", { id: "case-title" }, `${row.case} `, element("span", { className: "rank" }, `${row.shown}, fold ${row.fold}, mean Dice ${number(row.mean)}`)),
       element("div", { className: "scroll" }, element("table", {}, element("thead", {}, head), element("tbody", {}, ...lines))),
     );
   }
@@ -171,14 +171,24 @@
     });
   }
 
-  choice.append(...report.rows.map((row) => element("option", { value: String(row.index) }, `${row.case}, ${row.configuration}, Dice ${number(row.mean)}`)));
+  choice.append(...report.rows.map((row) => element("option", { value: String(row.index) }, `${row.case}, ${row.shown}, Dice ${number(row.mean)}`)));
   const go = (index) => { location.hash = `#row-${index}`; };
   choice.addEventListener("change", () => go(choice.value));
-  const step = (by) => go(Math.min(report.rows.length - 1, Math.max(0, Number(choice.value) + by)));
+  // From case to case: the rows of other configurations lie between.
+  const step = (by) => {
+    const row = report.rows[Number(choice.value)];
+    const same = report.rows.filter((other) => other.configuration === row.configuration);
+    go(same[Math.min(same.length - 1, Math.max(0, same.indexOf(row) + by))].index);
+  };
   document.getElementById("previous-case").addEventListener("click", () => step(-1));
   document.getElementById("next-case").addEventListener("click", () => step(1));
   opacity.addEventListener("input", apply);
   modes.querySelectorAll("input").forEach((input) => input.addEventListener("change", () => { wanted.mode = input.value; apply(); }));
   report.listeners.push(show);
-  if (report.rows.length) tell(report.rows[0]);
+  // Before anything is chosen: the worst case of what was chosen.
+  const first = report.rows.find((row) => row.configuration === report.data.best) ?? report.rows[0];
+  if (first) {
+    choice.value = String(first.index);
+    tell(first);
+  }
 })();
