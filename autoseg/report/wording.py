@@ -26,7 +26,9 @@ def seconds(value: float | None) -> str:
     """Seconds, with two digits or more that say something."""
     if value is None:
         return DASH
-    return f"{value:.0f}" if value >= _TWO_DIGITS else f"{value:.2g}"
+    if value >= _TWO_DIGITS:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def gain(value: float) -> str:
