@@ -108,10 +108,12 @@
       .map((one) => ({ ...one, part: one.voxels / totals.get(one.reference) }));
     const small = names.length > 14 || width < 600;
     const size = Math.min(64, Math.max(18, (width - 150) / names.length));
+    const isTurned = names.length > 4 || small;
+    const below = isTurned ? Math.min(120, 30 + 5 * longest) : 44;
     put("chart-confusion", {
-      width: Math.min(width, 170 + size * names.length), height: 120 + size * 0.75 * data.classes.length,
-      marginLeft: Math.min(small ? 110 : 170, 24 + 7 * longest), marginTop: 40, marginBottom: Math.min(120, 30 + 5 * longest), padding: 0.04,
-      x: { domain: names, label: "predicted as", tickRotate: names.length > 4 || small ? -40 : 0 },
+      width: Math.min(width, 170 + size * names.length), height: 20 + below + size * 0.75 * data.classes.length,
+      marginLeft: Math.min(small ? 110 : 170, 24 + 7 * longest), marginTop: 20, marginBottom: below, padding: 0.04,
+      x: { domain: names, label: "predicted as", tickRotate: isTurned ? -40 : 0 },
       y: { domain: data.classes, label: "reference" },
       opacity: { type: "sqrt", domain: [0, 1], range: [0, 1] },
       marks: [
