@@ -66,7 +66,6 @@ SMALL_VOXELS = 200
 """A class is small for its voxels: one layer of its surface is then a third of it or more."""
 
 GOOD_SURFACE = 0.9
-CONFUSED_PART = 0.1
 MAX_NAMED = 4
 
 
@@ -174,10 +173,7 @@ def _surely_wrong(results: RunResults) -> tuple[str, ...]:
     known = {item.case: item.sure_errors_fraction for item in found if item.sure_errors_fraction is not None}
     if len(known) < MIN_CONFIDENCES:
         return ()
-    parts = np.array(list(known.values()), np.float64)
-    middle = float(np.median(parts))
-    spread = max(MIN_OUTLIER_STD, MAD_TO_STD * float(np.median(np.abs(parts - middle))))
-    limit = max(MIN_SURE_ERRORS, middle + OUTLIER_STDS * spread)
+    limit = max(MIN_SURE_ERRORS, _upper_limit(list(known.values())))
     return tuple(sorted((case for case in known if known[case] > limit), key=lambda case: (-known[case], case)))
 
 
@@ -188,10 +184,15 @@ def _doubted(results: RunResults) -> frozenset[str]:
     known = {item.case: item.mean_entropy for item in found if item.mean_entropy is not None}
     if len(known) < MIN_CONFIDENCES:
         return frozenset()
-    values = np.array(list(known.values()), np.float64)
+    limit = _upper_limit(list(known.values()))
+    return frozenset(case for case, value in known.items() if value > limit)
+
+
+def _upper_limit(values: Sequence[float]) -> float:
+    """Above which a value stands out among the others."""
     middle = float(np.median(values))
-    spread = max(MIN_OUTLIER_STD, MAD_TO_STD * float(np.median(np.abs(values - middle))))
-    return frozenset(case for case, value in known.items() if value > middle + OUTLIER_STDS * spread)
+    spread = max(MIN_OUTLIER_STD, MAD_TO_STD * float(np.median(np.abs(np.array(values) - middle))))
+    return middle + OUTLIER_STDS * spread
 
 
 def _outlying_everywhere(results: RunResults, cases: Sequence[str]) -> tuple[str, ...]:
@@ -263,15 +264,12 @@ def why_low(results: RunResults, item: ClassTally, classes: Sequence[ClassTally]
             f"it is small (median {_millilitres(own)}, {_median_voxels(results, item):.0f} voxels), so that an error "
             "of one voxel at its border costs much Dice"
         )
-    confused = _confused_with(results, item)
-    if confused:
-        reasons.append(confused)
     surface = _metric_mean(results, item.name, "surface_dice")
     if surface is not None and surface > GOOD_SURFACE:
         within = tolerance_in_words({item.name: results.summary.tolerance_mm[item.name]})
         reasons.append(f"its errors lie along its border, {surface:.1%} of which is within {within} of the reference's")
     taken = _taken_for(results, item)
-    if taken and not confused:
+    if taken:
         reasons.append(taken)
     far = outliers(item)
     if far:
@@ -282,20 +280,6 @@ def why_low(results: RunResults, item: ClassTally, classes: Sequence[ClassTally]
     return "; ".join(reasons) + "." if reasons else "no single cause stands out."
 
 
-def _confused_with(results: RunResults, item: ClassTally) -> str:
-    """The class that it is most often taken for, where that happens much; needs the voxels counted."""
-    best = next((one for one in results.summary.configurations if one.name == results.summary.best), None)
-    pairs = () if best is None or best.summary is None else best.summary.confusions
-    own = {one.prediction: one.voxels for one in pairs if one.reference == item.name}
-    total = sum(own.values())
-    others = {name: count for name, count in own.items() if name not in (item.name, "background")}
-    if not others or not total:
-        return ""
-    name = max(others, key=lambda one: others[one])
-    part = others[name] / total
-    return f"{part:.0%} of its voxels were taken for {name}" if part > CONFUSED_PART else ""
-
-
 def _taken_for(results: RunResults, item: ClassTally) -> str:
     """What its voxels were predicted as, where that was wrong; needs the voxels counted."""
     best = next((one for one in results.summary.configurations if one.name == results.summary.best), None)
@@ -303,12 +287,11 @@ def _taken_for(results: RunResults, item: ClassTally) -> str:
     own = {one.prediction: one.voxels for one in pairs if one.reference == item.name}
     total = sum(own.values())
     wrong = sorted(((count, name) for name, count in own.items() if name != item.name and count), reverse=True)
-    if not wrong:
-        return ""
-    parts = [f"{count / total:.1%}" for count, _ in wrong[:2]]
-    names = [name for _, name in wrong[:2]]
-    others = "".join(f", {part} as {name}" for part, name in zip(parts[1:], names[1:], strict=True))
-    return f"{parts[0]} of its voxels were predicted as {names[0]}{others}"
+    told = [
+        f"{count / total:.1%} {'of its voxels were predicted ' if not place else ''}as {name}"
+        for place, (count, name) in enumerate(wrong[:2])
+    ]
+    return ", ".join(told)
 
 
 def _metric_mean(results: RunResults, class_name: str, metric: str) -> float | None:
