@@ -268,6 +268,23 @@ def one_core_each() -> Callable[[], None]:
     return partial(torch.set_num_threads, 1)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch computes in the calling thread alone, for as long as this lasts.
+
+    Its other threads wait actively for milliseconds after each piece of work, on cores that another program's threads
+    may want.
+    """
+    import torch
+
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(number)
+
+
 def num_cpus() -> int:
     """Cores this process may use (affinity and containers respected)."""
     if hasattr(os, "sched_getaffinity"):

@@ -16,7 +16,7 @@ from autoseg.inference.columns import Column, make_columns
 from autoseg.inference.deciding import Deciding
 from autoseg.inference.empty import SkippingEmpty
 from autoseg.inference.engines import WantedEngine, Way, pick_device_for
-from autoseg.inference.engines.running import Running
+from autoseg.inference.engines.running import Running, in_one_thread
 from autoseg.inference.export import LabelMap, labels_from_stream
 from autoseg.inference.fitting import common_settings, default_tile_batch, device_hint, sums_dtype
 from autoseg.inference.gather import Gathering
@@ -220,7 +220,7 @@ class Predictor:
         previous: IndexMap | None,
         column: Column | None = None,
     ) -> Iterator[tuple[int, int, Tensor]]:
-        return stream_slabs(
+        stream = stream_slabs(
             ladder,
             torch.from_numpy(prepared.image),
             grid,
@@ -229,6 +229,7 @@ class Predictor:
             box=None if column is None else column.rows,
             sums_dtype=sums_dtype(self.precision),
         )
+        return in_one_thread(stream) if self._running.has_own_threads else stream
 
     def previous_map(self, values: NDArray[np.integer], prepared: Prepared) -> IndexMap:
         """Bring the label map of the previous stage, on the file's grid, to that of the prepared image.

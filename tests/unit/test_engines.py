@@ -20,6 +20,7 @@ from autoseg.errors import ConfigError, ModelError
 from autoseg.inference.engines import ENGINES, base, pick_device_for, pick_way, pytorch
 from autoseg.inference.engines.base import Way
 from autoseg.inference.predictor import Predictor
+from autoseg.inference.sums import Sums
 from autoseg.io.model import Model, load_model, save_model
 
 CPU = torch.device("cpu")
@@ -87,6 +88,54 @@ def test_an_engine_predicts_what_pytorch_does(
     torch.testing.assert_close(logits[engine], logits["torch"], atol=1e-4, rtol=1e-4)
     assert len(np.unique(found["torch"])) > 1
     assert np.mean(found[engine] != found["torch"]) < 1e-3  # a tie may be broken
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 6])
+def test_openvino_divides_a_batch_or_runs_it_together(number: int, saved: Callable[[int, int], Model]) -> None:
+    pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
+    model = saved(3, 0)
+    plan = model.card.settings.network
+    tiles = torch.randn(number, plan.in_channels, *plan.patch_size, generator=torch.Generator().manual_seed(number))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        network = ENGINES["openvino"].network(model, CPU, "fp32", 4)
+        found = network(tiles)
+        # Outputs are the caller's own: they stay as they are.
+        kept = found.clone()
+        network(torch.zeros_like(tiles))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, kept)
+    with torch.inference_mode():
+        expected = ENGINES["torch"].network(model, CPU, "fp32", 4)(tiles)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_between_passes_of_an_engine_with_threads_of_its_own_pytorch_has_one(
+    engine: str, saved: Callable[[int, int], Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen: dict[str, list[int]] = {"adding": [], "using": []}
+    add = Sums.add
+
+    def noted(*arguments: Any) -> None:
+        seen["adding"].append(torch.get_num_threads())
+        add(*arguments)
+
+    monkeypatch.setattr(Sums, "add", noted)
+    try:
+        for name in (engine, "torch"):
+            predictor = Predictor([saved(3, 0)], device="cpu", precision="fp32", engine=name)  # type: ignore[arg-type]
+            with torch.inference_mode():
+                for _ in predictor.logits(predictor.prepare(toy_volume()))[1]:
+                    seen["using"].append(torch.get_num_threads())
+            assert set(seen["adding"]) == {2 if name == "torch" else 1}
+            assert set(seen["using"]) == {torch.get_num_threads()} == {2}
+            seen["adding"].clear()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_openvino_in_bf16_is_near_float32(saved: Callable[[int, int], Model]) -> None:

@@ -55,6 +55,7 @@ class Loaded:
 
     Attributes:
         way: Engine and precision.
+        has_own_threads: See `Engine`.
         forward: Mean logits; see `resident.averaged`.
 
     Raises:
@@ -67,6 +68,7 @@ class Loaded:
         engine = ENGINES[way.engine]
         self._networks = [engine.network(model, device, way.precision, batch) for model in models]
         self.way = way
+        self.has_own_threads = engine.has_own_threads
         self._settings, self._device = settings, device
         self._inner = way.precision if engine.takes_autocast else "fp32"
         self.forward = self.wrapped(lambda network: network)

@@ -70,6 +70,7 @@ class Engine(Protocol):
         extra: Of autoseg, that installs them.
         takes_autocast: Whether networks get tiles in the type of the precision and run inside `runtime.autocast`;
             others get float32 and keep their precision to themselves.
+        has_own_threads: Whether it computes in threads of its own, on the cores that PyTorch's threads also want.
         set_up_s: Seconds that setting up one network takes about on one core, the first time.
         precisions: In which it computes, where the device does.
     """
@@ -78,6 +79,7 @@ class Engine(Protocol):
     packages: tuple[str, ...]
     extra: str
     takes_autocast: bool
+    has_own_threads: bool
     set_up_s: float
     precisions: tuple[Precision, ...]
 

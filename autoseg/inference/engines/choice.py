@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -25,7 +26,6 @@ from autoseg.inference.engines.base import Precision, Way, package_versions
 from autoseg.inference.engines.parity import compare
 from autoseg.inference.engines.trials import Trial, circumstances, recall, remember
 from autoseg.inference.ladder import if_it_fits
-from autoseg.inference.tiles import Forward
 from autoseg.io.model import Model
 
 log = logging.getLogger("autoseg")
@@ -131,7 +131,7 @@ class Choosing:
     def _try_out(self, untried: Sequence[Way], found: _Found, tiles: Tensor, num_tiles: int) -> None:
         """Try ways as long as it is worth it; what was found is added."""
         began = time.perf_counter()
-        base_logits, base_s = _timed(self._base.forward, tiles)
+        base_logits, base_s = _timed(self._base, tiles)
         expected: Tensor | None = None
         for way in untried:
             if _is_pointless(way, found):
@@ -170,7 +170,7 @@ class Choosing:
             logits, seconds, loaded = base_logits, base_s, self._base
         else:
             loaded = self._load(REFERENCE)
-            logits, seconds = _timed(loaded.forward, tiles)
+            logits, seconds = _timed(loaded, tiles)
             trial = self._trial(self._base.way, 0.0, base_s, base_logits, logits)
             found[self._base.way] = _Tried(trial, self._base)
             log.info("tried: %s", _words(trial))
@@ -182,7 +182,7 @@ class Choosing:
         try:
             loaded = self._load(way)
             set_up_s = time.perf_counter() - started if loaded.set_up_again_s is None else loaded.set_up_again_s
-            logits, seconds = _timed(loaded.forward, tiles)
+            logits, seconds = _timed(loaded, tiles)
         except ModelError as problem:
             return _Tried(Trial(engine=way.engine, precision=way.precision, failure=problem.message))
         return _Tried(self._trial(way, set_up_s, seconds, logits, expected), loaded)
@@ -228,25 +228,22 @@ def _is_pointless(way: Way, found: _Found) -> bool:
     )
 
 
-def _timed(forward: Forward, tiles: Tensor) -> tuple[Tensor, float]:
-    """The logits, and seconds of a pass with the weighting of its outputs.
-
-    In a window PyTorch weights and sums them between two passes. Its threads then wait actively for more, on the cores
-    that another engine's threads want: a twentieth of OpenVINO's time with two of them.
-    """
+def _timed(loaded: Loaded, tiles: Tensor) -> tuple[Tensor, float]:
+    """The logits, and seconds of a pass with the weighting of its outputs, as the window does it."""
 
     def run() -> Tensor:
-        logits = forward(tiles)
+        logits = loaded.forward(tiles)
         logits.to(torch.float32).mul(0.5)
         # Whatever computes on its own time has done so when a number is asked for.
         logits.flatten()[0].item()
         return logits
 
-    started = time.perf_counter()
-    logits = run()
-    seconds = time.perf_counter() - started
-    if seconds < TIMED_S:
-        seconds = min(runtime.seconds_per_call(run, seconds=TIMED_S - seconds, most=TIMED_CALLS, warm_up=0))
+    with runtime.one_thread() if loaded.has_own_threads else nullcontext():
+        started = time.perf_counter()
+        logits = run()
+        seconds = time.perf_counter() - started
+        if seconds < TIMED_S:
+            seconds = min(runtime.seconds_per_call(run, seconds=TIMED_S - seconds, most=TIMED_CALLS, warm_up=0))
     return logits, seconds
 
 

@@ -38,6 +38,7 @@ class OnnxRuntime:
     packages: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
     extra = "onnx"
     takes_autocast = False
+    has_own_threads = True
     set_up_s = 5.0  # 4 s for hippocampus's plan on one core. Source: docs/decisions/0035.
     precisions: tuple[Precision, ...] = ("fp32",)
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from functools import cache
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class OpenVino:
     packages: tuple[str, ...] = ("openvino",)
     extra = "openvino"
     takes_autocast = False
+    has_own_threads = True
     set_up_s = 4.0  # 3.7 s for hippocampus's plan on one core. Source: docs/decisions/0035.
     precisions: tuple[Precision, ...] = ("bf16", "fp32")
 
@@ -56,7 +58,7 @@ class OpenVino:
         Raises:
             ModelError: OpenVINO cannot take it.
         """
-        del device, batch
+        del device
         started = time.perf_counter()
         _core()
         import_s = time.perf_counter() - started
@@ -69,35 +71,71 @@ class OpenVino:
         if precision != "fp32":
             runs = graph.clone()
             _use_mean_variance(runs, model.card.settings.network)
-        settings = {
-            # Else it computes in bfloat16 wherever the CPU can.
-            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-        }
         started = time.perf_counter()
-        try:
-            compiled = _core().compile_model(runs, "CPU", settings)
-        except RuntimeError as problem:
-            raise _failure(problem) from None
-        set_up_again_s = import_s + time.perf_counter() - started
-        return _Run(compiled, graph if is_new else None, path, set_up_again_s)
+        run = _Run(runs, _PRECISIONS[precision], batch, graph if is_new else None, path)
+        run.set_up_again_s = import_s + time.perf_counter() - started
+        return run
 
 
 class _Run(KeptNetwork):
-    """A compiled graph with one request, which is used again for every tile."""
+    """A compiled graph, whose requests are used again for all tiles.
 
-    def __init__(self, compiled: Any, graph: Any, path: Path | None, set_up_again_s: float) -> None:
-        self.set_up_again_s = set_up_again_s
-        self._request = compiled.create_infer_request()
+    A batch is divided among requests that run side by side, each on its share of the threads: these wait for each other
+    once a batch, not after each layer. Where it cannot be divided evenly, all threads run it together.
+
+    Args:
+        runs: The graph that is compiled.
+        precision: OpenVINO's name of it.
+        batch: How many tiles it mostly gets at a time.
+        graph: What `keep` writes; None: nothing.
+        path: Where to.
+
+    Raises:
+        ModelError: OpenVINO cannot compile it.
+    """
+
+    def __init__(self, runs: Any, precision: str, batch: int, graph: Any, path: Path | None) -> None:
+        self.set_up_again_s = 0.0
         self._graph, self._path = graph, path
+        self._runs, self._precision, self._num_threads = runs, precision, torch.get_num_threads()
+        self._divided = self._requests(gcd(batch, self._num_threads))
+        self._together = self._divided if len(self._divided) == 1 else []
+
+    def _requests(self, number: int) -> list[Any]:
+        """Requests that run at the same time."""
+        settings = {
+            # Else it computes in bfloat16 wherever the CPU can.
+            "INFERENCE_PRECISION_HINT": self._precision,
+            "INFERENCE_NUM_THREADS": self._num_threads,
+            "NUM_STREAMS": number,
+        }
+        try:
+            compiled = _core().compile_model(self._runs, "CPU", settings)
+        except RuntimeError as problem:
+            raise _failure(problem) from None
+        return [compiled.create_infer_request() for _ in range(number)]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run (n, C, *patch) float32."""
-        # The input is read where it lies; the output is a copy, because the request uses its own again.
-        found = self._request.infer([x.contiguous().numpy()], share_inputs=True)
-        return torch.from_numpy(found[0])
+        tiles = x.contiguous().numpy()
+        requests = self._divided
+        if len(tiles) % len(requests):
+            requests = self._together = self._together or self._requests(1)
+        number = len(tiles) // len(requests)
+        for index, request in enumerate(requests):
+            # The tiles are read where they lie.
+            request.start_async([tiles[index * number : (index + 1) * number]], share_inputs=True)
+        problems = []
+        for request in requests:
+            # For each of them, whatever becomes of the others: they read the tiles.
+            try:
+                request.wait()
+            except RuntimeError as problem:
+                problems.append(problem)
+        if problems:
+            raise problems[0]
+        # Copies, because the requests use their outputs again.
+        return torch.from_numpy(np.concatenate([request.get_output_tensor(0).data for request in requests]))
 
     def keep(self) -> None:
         """Write the graph beside the model, with weights in float32."""

@@ -22,6 +22,7 @@ class Eager:
     packages: tuple[str, ...] = ()
     extra = ""
     takes_autocast = True
+    has_own_threads = False
     set_up_s = 0.1
     precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 
@@ -43,6 +44,7 @@ class Compiled:
     packages: tuple[str, ...] = ()
     extra = ""
     takes_autocast = True
+    has_own_threads = False
     set_up_s = 60.0  # 52 s for hippocampus's plan on one core. Source: docs/decisions/0025.
     precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 

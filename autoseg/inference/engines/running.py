@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from autoseg import runtime
 from autoseg.inference.engines import Loaded, WantedEngine, Way, pick_way
 from autoseg.inference.engines.base import Network
 from autoseg.inference.engines.choice import Choosing
@@ -17,6 +19,21 @@ from autoseg.io.model import Model
 from autoseg.preprocessing.transform import Prepared
 
 _CPU = torch.device("cpu")
+
+T = TypeVar("T")
+
+
+def in_one_thread(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made while PyTorch computes in one thread; whoever uses them has all threads."""
+    while True:
+        with runtime.one_thread():
+            item = next(items, _END)
+        if item is _END:
+            return
+        yield cast(T, item)
+
+
+_END = object()
 
 
 class Running:
@@ -75,6 +92,11 @@ class Running:
     def way(self) -> Way:
         """Engine and precision."""
         return self._loaded.way
+
+    @property
+    def has_own_threads(self) -> bool:
+        """See `Engine`."""
+        return self._loaded.has_own_threads
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Mean logits; see `Forward`."""

@@ -18,7 +18,7 @@ from autoseg.io.model import Model
 
 log = logging.getLogger("autoseg")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 FILE = "engines.json"
 """In the folder of the first of the models that predict together."""
