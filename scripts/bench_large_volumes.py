@@ -137,7 +137,7 @@ def command(
         words += ["--disable_progress_bar", *(("-npp", "1", "-nps", "1") if program == NNUNET_1 else ())]
         return [*words, "-o"], env
     words = [wanted.python, "-m", "autoseg", "predict", str(models.run(classes)), str(images)]
-    return [*words, "--fold", fold, "--device", "cpu", "--out"], env
+    return [*words, "--fold", fold, "--device", "cpu", "--tta", "none", "--out"], env
 
 
 def forget_engines(run: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from autoseg.cli import options
+from autoseg.domain.inference import DEFAULT_TTA, Tta
 
 
 def register(app: typer.Typer) -> None:
@@ -32,9 +33,9 @@ def predict(
         str | None, typer.Option("--fold", help="Folds to use: one number, several as 0,1, or all. Default: finished.")
     ] = None,
     tta: Annotated[
-        Literal["none", "interleaved", "full"],
+        Tta,
         typer.Option("--tta", help="Test-time mirroring: none, another one for each tile, or all for every tile."),
-    ] = "none",
+    ] = DEFAULT_TTA,
     overlap: Annotated[float | None, typer.Option("--overlap", min=0.0, max=0.9, help="Of tiles. Default 0.5.")] = None,
     skip_empty: Annotated[
         bool, typer.Option("--skip-empty", help="Predict only one of the tiles that show nothing (padding, air).")

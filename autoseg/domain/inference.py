@@ -31,6 +31,13 @@ that has the largest logit (of equal ones the first): so which class wins never 
 Source: docs/decisions/0043.
 """
 
+Tta = Literal["none", "interleaved", "full"]
+"""Test-time mirroring: one pass a tile; one pass a tile, each under another mirror combination; every combination for
+every tile."""
+
+DEFAULT_TTA: Tta = "interleaved"
+"""Of what is predicted for people, validation cases of a training included. Source: docs/decisions/0052."""
+
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

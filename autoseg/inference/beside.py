@@ -14,13 +14,14 @@ from autoseg.domain.dataset import Case
 from autoseg.domain.endings import split_ending
 from autoseg.domain.fingerprint import CaseStats
 from autoseg.domain.geometry import Geometry, Volume
+from autoseg.domain.inference import DEFAULT_TTA, Tta
 from autoseg.domain.label_table import label_table
 from autoseg.domain.outside import LIMIT, Outside, outside
 from autoseg.errors import ConfigError
 from autoseg.inference.gather import Gathering, SideFile, Wanted
 from autoseg.inference.statistics import CaseStatistics, class_statistics
 from autoseg.inference.statistics_table import write_part
-from autoseg.inference.tta import Tta, mirrors_of
+from autoseg.inference.tta import mirrors_of
 from autoseg.io.fractions import LARGEST_ERROR, write_fractions
 from autoseg.io.images import read_case
 from autoseg.io.label_names import write_bids_table, write_colour_table, write_itksnap
@@ -46,7 +47,7 @@ class Beside:
         tta: Test-time mirroring, for the words about certainty.
     """
 
-    def __init__(self, cards: Sequence[ModelCard], wanted: Wanted, tta: Tta = "none") -> None:
+    def __init__(self, cards: Sequence[ModelCard], wanted: Wanted, tta: Tta = DEFAULT_TTA) -> None:
         self.wanted = wanted
         self._cards = tuple(cards)
         plan = cards[0].plan

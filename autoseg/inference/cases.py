@@ -7,6 +7,7 @@ from pathlib import Path
 
 from autoseg.domain.dataset import Case
 from autoseg.domain.geometry import Geometry
+from autoseg.domain.inference import DEFAULT_TTA, Tta
 from autoseg.domain.label_table import label_table
 from autoseg.errors import ConfigError
 from autoseg.inference.beside import Beside
@@ -20,7 +21,6 @@ from autoseg.inference.outcome import CaseResult, PredictionOutcome, Tally
 from autoseg.inference.segmenter import ReadyCase, Segmenter, WeightedStages
 from autoseg.inference.settings import PredictionSettings
 from autoseg.inference.stages import load_stages
-from autoseg.inference.tta import Tta
 from autoseg.io.images import write_labels
 from autoseg.io.model import Model
 from autoseg.runtime import NoProgress, Progress, configure_allocator
@@ -107,7 +107,7 @@ def predict_cases(
     device: str = "auto",
     precision: str = "auto",
     *,
-    tta: Tta = "none",
+    tta: Tta = DEFAULT_TTA,
     overlap: float | None = None,
     skip_empty: bool = False,
     engine: WantedEngine = "auto",

@@ -99,6 +99,10 @@ class Interleaving:
                     return True
         return False
 
+    def num_passes(self) -> int:
+        """How many passes all tiles take at most: those of clear background take fewer."""
+        return sum(len(self.flips(start)) for start in self.grid.tiles())
+
     def thin(self, start: Shape) -> Tensor:
         """(*patch) bool: voxels of the image that fewer tiles hold than `wanted`.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.domain.geometry import Volume
-from autoseg.domain.inference import Temperature
+from autoseg.domain.inference import Temperature, Tta
 from autoseg.errors import ConfigError, DatasetError, ModelError
 from autoseg.inference.columns import Column, make_columns
 from autoseg.inference.deciding import Deciding
@@ -21,17 +21,19 @@ from autoseg.inference.export import LabelMap, labels_from_stream
 from autoseg.inference.fitting import common_settings, default_tile_batch, device_hint, sums_dtype
 from autoseg.inference.gather import Gathering
 from autoseg.inference.inputs import require_channels
-from autoseg.inference.interleaved import interleaved
+from autoseg.inference.interleaved import Interleaving, interleaved
 from autoseg.inference.ladder import Ladder
 from autoseg.inference.members import WithProbabilities
 from autoseg.inference.outcome import MEMORY_HINT
 from autoseg.inference.sliding_window import Forward, PlacedForward, Slab, TileGrid, make_grid, stream_slabs
-from autoseg.inference.tta import Tta, mirrors_of, passes_per_tile, with_mirroring
+from autoseg.inference.tta import mirror_combinations, mirrors_of, with_mirroring
 from autoseg.io.maps import IndexMap
 from autoseg.io.model import Model
 from autoseg.preprocessing.previous import previous_map
 from autoseg.preprocessing.transform import Prepared, apply
 from autoseg.runtime import device_memory_errors
+
+_MOST_TILES_ASKED = 100
 
 
 class Predictor:
@@ -127,8 +129,17 @@ class Predictor:
 
     def _settle(self, grid: TileGrid, prepared: Prepared, previous: IndexMap | None) -> None:
         """Find the engine with the first volume."""
-        passes = grid.num_tiles * passes_per_tile(self.tta, self.settings) * self.num_volumes
-        self._running.settle(prepared, previous, grid, passes)
+        self._running.settle(prepared, previous, grid, self._num_passes(grid) * self.num_volumes)
+
+    def _num_passes(self, grid: TileGrid) -> int:
+        """About how many tiles of an image go through the networks."""
+        axes = mirrors_of(self.settings).axes
+        if self.tta == "full":
+            return grid.num_tiles * len(mirror_combinations(axes))
+        # Of many tiles few are predicted more than once, and asking each takes time.
+        if self.tta == "interleaved" and axes and grid.num_tiles <= _MOST_TILES_ASKED:
+            return Interleaving(grid, axes).num_passes()
+        return grid.num_tiles
 
     @property
     def _copies(self) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from autoseg.domain.inference import DEFAULT_TTA, Tta
 from autoseg.domain.values import GrownValue, digest_of
 from autoseg.inference.engines.base import WantedEngine
-from autoseg.inference.tta import Tta
 
 
 class PredictionSettings(GrownValue):
@@ -23,7 +23,7 @@ class PredictionSettings(GrownValue):
     LATER_FIELDS: ClassVar[tuple[str, ...]] = ("engine",)
 
     precision: str = "auto"
-    tta: Tta = "none"
+    tta: Tta = DEFAULT_TTA
     overlap: float | None = None
     skip_empty: bool = False
     engine: WantedEngine = "auto"

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from autoseg.domain.plan import Configuration
 from autoseg.inference.tiles import Forward
-
-Tta = Literal["none", "interleaved", "full"]
-"""One pass a tile; one pass a tile, each under another mirror combination; every combination for every tile."""
 
 
 def mirror_combinations(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -78,11 +74,6 @@ class Mirrors:
             return logits
         restored = logits.flip([axis + 2 for axis in flip])
         return self.swap.swap_output(restored) if self.swap is not None and self.swap.axis in flip else restored
-
-
-def passes_per_tile(tta: Tta, settings: Configuration) -> int:
-    """How often a tile goes through the network; of "interleaved" how often most tiles do."""
-    return len(mirror_combinations(mirrors_of(settings).axes)) if tta == "full" else 1
 
 
 def mirrors_of(settings: Configuration, copies: int = 1) -> Mirrors:

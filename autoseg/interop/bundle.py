@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from autoseg import __version__
+from autoseg.domain.inference import DEFAULT_TTA
 from autoseg.domain.plan import Configuration
 from autoseg.domain.values import Value
 from autoseg.io.model import ModelCard
@@ -197,7 +198,7 @@ def inference_config() -> dict[str, Any]:
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
         "precision": "auto",
-        "tta": "none",
+        "tta": DEFAULT_TTA,
         "overlap": None,
         "skip_empty": False,
         "engine": "auto",

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from autoseg.domain.dataset import Case, LabelSchema
 from autoseg.domain.endings import split_ending
 from autoseg.domain.geometry import Geometry, Volume
+from autoseg.domain.inference import DEFAULT_TTA, Tta
 from autoseg.errors import ConfigError
 from autoseg.inference.engines.base import WantedEngine
 from autoseg.inference.export import LabelMap
 from autoseg.inference.segmenter import Segmenter, WeightedStages
 from autoseg.inference.settings import PredictionSettings
 from autoseg.inference.stages import load_stages
-from autoseg.inference.tta import Tta
 from autoseg.io.images import read_case, write_labels
 from autoseg.io.model import Model
 from autoseg.io.nibabel_images import from_nibabel, is_nibabel, to_nibabel
@@ -97,7 +97,7 @@ class Predictor:
         folds: str | None = None,
         device: str = "auto",
         precision: str = "auto",
-        tta: Tta = "none",
+        tta: Tta = DEFAULT_TTA,
         overlap: float | None = None,
         skip_empty: bool = False,
         engine: WantedEngine = "auto",

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from autoseg.domain.dataset import Case
+from autoseg.domain.inference import DEFAULT_TTA, Tta
 from autoseg.errors import ConfigError
 from autoseg.inference.engines.base import WantedEngine
 from autoseg.inference.fitting import common_settings
 from autoseg.inference.inputs import find_cases
 from autoseg.inference.outcome import PredictionOutcome
-from autoseg.inference.tta import Tta
 from autoseg.io.images import read_case
 from autoseg.io.model import load_model
 from autoseg.network.export import MeanOf
@@ -140,7 +140,7 @@ class BundleInferer(Inferer):
         bundle_root: str | Path,
         device: str | torch.device = "auto",
         precision: str = "auto",
-        tta: Tta = "none",
+        tta: Tta = DEFAULT_TTA,
         overlap: float | None = None,
         skip_empty: bool = False,
         engine: WantedEngine = "auto",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoseg.domain.dataset import Case, Channel
+from autoseg.domain.inference import DEFAULT_TTA, Tta
 from autoseg.errors import ConfigError
 from autoseg.inference.beside import paths_beside, refuse_clashes
 from autoseg.inference.cases import refuse_overwriting, target
@@ -16,7 +17,6 @@ from autoseg.inference.inputs import find_cases
 from autoseg.inference.outcome import PredictionOutcome, Tally
 from autoseg.inference.settings import PredictionSettings
 from autoseg.inference.statistics_table import write_table
-from autoseg.inference.tta import Tta
 from autoseg.io.dicom import is_dicom
 from autoseg.io.dicom_seg import require_highdicom
 from autoseg.pipeline.cases import SILENT
@@ -42,7 +42,7 @@ def predict(
     *,
     configuration: str | None = None,
     folds: str | None = None,
-    tta: Tta = "none",
+    tta: Tta = DEFAULT_TTA,
     overlap: float | None = None,
     skip_empty: bool = False,
     device: str = "auto",

@@ -131,4 +131,4 @@ def test_the_order_of_a_worker_is_a_value(run: RunFolder, tmp_path: Path) -> Non
     )
     order = Order(task=task, device="cpu", num_threads=2)
     assert Order.model_validate_json(order.model_dump_json()) == order
-    assert json.loads(order.model_dump_json())["task"]["settings"]["tta"] == "none"
+    assert json.loads(order.model_dump_json())["task"]["settings"]["tta"] == "interleaved"

@@ -79,9 +79,12 @@ def test_interleaved_mirroring_of_a_single_tile_is_the_mean_of_four_passes(dims:
     for tta in ("none", "interleaved", "full"):
         predictor = Predictor([toy_model(seed=3, dims=dims)], device="cpu", precision="fp32", tta=tta)  # type: ignore[arg-type]
         with torch.inference_mode():
-            _, stream = predictor.logits(predictor.prepare(volume))
+            prepared = predictor.prepare(volume)
+            _, stream = predictor.logits(prepared)
             found[tta] = torch.cat([logits.clone().flatten() for _, _, logits in stream])
         assert predictor.num_passes == {"none": 1, "interleaved": 4, "full": 2**dims}[tta]
+        # As it was expected when the engine was to be chosen.
+        assert predictor._num_passes(predictor._grid(prepared)) == predictor.num_passes
     assert not torch.allclose(found["none"], found["interleaved"], atol=1e-3)
     # In 2D four combinations are all there are.
     assert torch.allclose(found["interleaved"], found["full"], atol=1e-5) == (dims == 2)
