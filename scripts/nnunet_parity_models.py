@@ -175,6 +175,7 @@ def make_sets(data: Path, wanted: set[int]) -> None:
         ),
         506: lambda: make_set(506, "Nuclei", data / "nuclei", 16, 6),
         507: lambda: make_set(507, "SarcomaTurned", data / "sarcoma", 6, 3, change=turned),
+        508: lambda: make_set(508, "HeadNeckHalved", data / "headneck_ct", 8, 3, change=halved),
     }
     for number, make in sets.items():
         if number in wanted:
@@ -279,13 +280,18 @@ def make_models(args: argparse.Namespace) -> None:
     simple("pictures", 506, "2d", batch_size=4, memory_gb=1.0)
     simple("turned", 507, "3d_fullres", memory_gb=1.0)
 
-    @model("cascade", 503)
-    def make_cascade() -> None:
-        edit(plan(503, memory_gb=0.5), NARROW, 2)
-        for configuration in ("3d_lowres", "3d_cascade_fullres"):
-            preprocess(503, "nnUNetPlans", configuration)
-        train(503, "nnUNetPlans", "3d_lowres", "all", args.steps, validates=True)
-        train(503, "nnUNetPlans", "3d_cascade_fullres", 0, args.steps)
+    def cascade(name: str, number: int, memory_gb: float) -> None:
+        @model(name, number)
+        def make() -> None:
+            edit(plan(number, memory_gb=memory_gb), NARROW, 2)
+            for configuration in ("3d_lowres", "3d_cascade_fullres"):
+                preprocess(number, "nnUNetPlans", configuration)
+            train(number, "nnUNetPlans", "3d_lowres", "all", args.steps, validates=True)
+            train(number, "nnUNetPlans", "3d_cascade_fullres", 0, args.steps)
+
+    cascade("cascade", 503, 0.5)
+    # An eighth of the tiles: affordable to train until its networks have made up their minds.
+    cascade("cascade_halved", 508, 0.25)
 
     unknown = sorted(set(args.only or ()) - set(models))
     if unknown:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from autoseg.domain.values import Value
 from autoseg.runtime import STAGE_BOOTSTRAP, rng
@@ -207,6 +206,9 @@ def paired_test(first: _Figures, second: _Figures) -> PairedTest:
     changed = differences[differences != 0]
     if not len(changed):
         return PairedTest(1.0, 0.0, len(differences))
+    # Slow to load, and nobody who predicts needs it.
+    from scipy import stats
+
     ranks = stats.rankdata(np.abs(changed))
     up, down = float(ranks[changed > 0].sum()), float(ranks[changed < 0].sum())
     p_value = float(stats.wilcoxon(changed).pvalue)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
@@ -32,6 +31,7 @@ from autoseg.errors import DatasetError
 from autoseg.io.content import DEFLATE_MAX_RATIO, broken, require_room
 from autoseg.io.dicom_files import quiet
 from autoseg.io.dicom_frames import DICOM_PROBLEMS, Frame, syntax_name
+from autoseg.io.simpleitk import simpleitk
 
 _PIXEL_DATA = 0x7FE00010
 _PIXEL_KEYWORDS = (
@@ -247,10 +247,10 @@ def _by_gdcm(frame: Frame, dataset: Dataset) -> NDArray[Any]:
         with quiet(), tempfile.TemporaryDirectory() as folder:
             packed = get_frame(dataset.PixelData, frame.number, number_of_frames=frame.pixels.num_frames)
             _lone_file(frame, packed).save_as(Path(folder) / "frame.dcm", enforce_file_format=True)
-            reader = sitk.ImageFileReader()
+            reader = simpleitk().ImageFileReader()
             reader.SetImageIO("GDCMImageIO")
             reader.SetFileName(str(Path(folder) / "frame.dcm"))
-            values: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
+            values: NDArray[Any] = simpleitk().GetArrayFromImage(reader.Execute())
             return values.reshape(values.shape[-2:])
     except DICOM_PROBLEMS as problem:
         raise DatasetError(

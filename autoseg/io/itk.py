@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from autoseg.domain.geometry import Geometry
@@ -22,6 +21,7 @@ from autoseg.io.content import broken, require_room
 from autoseg.io.files import atomic_path, temporary_folder
 from autoseg.io.header import ImageHeader, located
 from autoseg.io.meta_header import read_meta_header
+from autoseg.io.simpleitk import simpleitk
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -44,8 +44,6 @@ _NRRD_HEADER_END = re.compile(rb"\r?\n\r?\n")
 _NRRD_DATA_FILE = _line(rb"data ?file:[ \t]*(.+?)")
 _NRRD_ENCODING = _line(rb"encoding:[ \t]*(\S+)")
 _NRRD_SKIP = _line(rb"(?:byte|line) ?skip:[ \t]*-?[1-9]\d*")
-
-sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK would write them to stderr by itself; errors still come
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ def read_itk(path: Path) -> tuple[NDArray[Any], ImageHeader]:
         image = reader.Execute()
     except RuntimeError as problem:
         raise broken(path, f"the voxels cannot be read ({_reason(problem)})") from None
-    array = sitk.GetArrayFromImage(image)
+    array = simpleitk().GetArrayFromImage(image)
     if checksum is not None and image.GetNumberOfComponentsPerPixel() == 1 and not _has_checksum(array, checksum):
         raise broken(path, "the voxels cannot be unpacked: the header does not say rightly where or how they lie")
     # SimpleITK gives (time, K, J, I, components); the reverse of that order is ours but for the components.
@@ -98,7 +96,7 @@ def read_itk(path: Path) -> tuple[NDArray[Any], ImageHeader]:
 def _open(path: Path) -> Any:
     if path.suffix.lower() not in _NRRD_ENDINGS:
         read_meta_header(path)  # before MetaIO sees it
-    reader = sitk.ImageFileReader()
+    reader = simpleitk().ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO(_READERS[path.suffix.lower()])
     try:
@@ -116,7 +114,7 @@ def _reason(problem: RuntimeError) -> str:
 
 def _header(path: Path, reader: Any) -> tuple[ImageHeader, int]:
     size = tuple(int(item) for item in reader.GetSize())
-    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    kind = simpleitk().GetPixelIDValueAsString(reader.GetPixelID())
     components = int(reader.GetNumberOfComponents())
     bits = re.search(r"(\d+)-bit", kind)
     if bits is None or "complex" in kind:
@@ -284,7 +282,7 @@ def write_itk(path: Path, array: NDArray[Any], geometry: Geometry, fields: Mappi
 
 def _write(image: Any, path: Path) -> None:
     try:
-        sitk.WriteImage(image, str(path), useCompression=True)
+        simpleitk().WriteImage(image, str(path), useCompression=True)
     except RuntimeError as problem:
         raise DatasetError(f"{path} cannot be written ({_reason(problem)})") from None
 
@@ -300,7 +298,7 @@ def _to_itk(array: NDArray[Any], geometry: Geometry) -> Any:
         reversed_axes = spatial.transpose(*range(used - 1, -1, -1), used)
     else:
         reversed_axes = spatial.transpose()
-    image = sitk.GetImageFromArray(np.ascontiguousarray(reversed_axes), isVector=many)
+    image = simpleitk().GetImageFromArray(np.ascontiguousarray(reversed_axes), isVector=many)
     spacing = np.array(geometry.spacing_mm)
     directions = LPS_TO_RAS @ (geometry.affine[:3, :3] / spacing)
     image.SetSpacing(spacing[:used].tolist())

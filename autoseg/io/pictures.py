@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -26,6 +25,7 @@ from autoseg.errors import DatasetError
 from autoseg.io.content import broken, require_room
 from autoseg.io.files import atomic_path
 from autoseg.io.header import ImageHeader
+from autoseg.io.simpleitk import simpleitk
 from autoseg.io.tiff import picture_geometry, read_tiff, read_tiff_header, write_tiff
 
 _PNG_HEADER_BYTES = 26
@@ -139,10 +139,10 @@ def _pillow_dtype(path: Path) -> str:
 def _pillow_pixels(path: Path) -> NDArray[Any]:
     depth, colour = _png_depth_and_colour(path)
     if depth == 16 and colour in _PNG_COLOUR_OR_ALPHA:  # Pillow would cut them to 8 bits
-        reader = sitk.ImageFileReader()
+        reader = simpleitk().ImageFileReader()
         reader.SetFileName(str(path))
         reader.SetImageIO("PNGImageIO")
-        return np.asarray(sitk.GetArrayFromImage(reader.Execute()))
+        return np.asarray(simpleitk().GetArrayFromImage(reader.Execute()))
     with Image.open(path) as image:
         pixels = np.array(image)
     if depth in _SPREAD_BY_DEPTH and colour == 0:

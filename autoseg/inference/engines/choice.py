@@ -33,14 +33,11 @@ log = logging.getLogger("autoseg")
 MOST_FRACTION = 0.1
 """Largest part of the work ahead that trying further ways may take."""
 
-MOST_SET_UP_FRACTION = 0.05
-"""Largest part of it that setting up an engine for its trial may take: what is gained in the end is often no more."""
-
 MIN_TILES = 50
 """Tiles ahead from which on anything is tried: the first pass of a way, one in float32 and their repetitions take the
 time of about five."""
 
-TIMED_S = 0.5
+TIMED_S = 0.3
 TIMED_CALLS = 3
 """A way is timed for about so long, at most so often; the quickest call counts, the one that others disturbed least."""
 
@@ -131,23 +128,26 @@ class Choosing:
     def _try_out(self, untried: Sequence[Way], found: _Found, tiles: Tensor, num_tiles: int) -> None:
         """Try ways as long as it is worth it; what was found is added."""
         began = time.perf_counter()
-        base_logits, base_s = _timed(self._base, tiles)
+        known = found.get(self._base.way)
+        base = None
+        if known is None:
+            base = _timed(self._base, tiles)
+            base_s = base[1]
+        else:
+            base_s = known.trial.seconds_per_tile * len(tiles)
         expected: Tensor | None = None
         for way in untried:
             if _is_pointless(way, found):
                 continue
             quickest = self._quickest(found, num_tiles)
             ahead_s = base_s / len(tiles) * num_tiles if quickest is None else quickest.trial.seconds(num_tiles)
-            set_up_s = ENGINES[way.engine].set_up_s * len(self._models)
-            cost_s = set_up_s + _PASSES_OF_A_TRIAL * base_s
+            cost_s = ENGINES[way.engine].set_up_s * len(self._models) + _PASSES_OF_A_TRIAL * base_s
             if expected is None and self._base.way != REFERENCE:
                 cost_s += _PASSES_OF_THE_REFERENCE * base_s
-            if time.perf_counter() - began + cost_s > MOST_FRACTION * ahead_s or set_up_s > (
-                MOST_SET_UP_FRACTION * ahead_s
-            ):
+            if time.perf_counter() - began + cost_s > MOST_FRACTION * ahead_s:
                 continue
             if expected is None:
-                expected = if_it_fits(partial(self._reference, found, base_logits, base_s, tiles))
+                expected = if_it_fits(partial(self._reference, found, tiles, base))
             if expected is None:
                 # Not enough memory for float32.
                 return
@@ -164,8 +164,15 @@ class Choosing:
             if best is None or item.trial != best.trial:
                 found[way] = _Tried(item.trial)
 
-    def _reference(self, found: _Found, base_logits: Tensor, base_s: float, tiles: Tensor) -> Tensor:
-        """Logits of PyTorch in float32; adds what that, and the base, take."""
+    def _reference(self, found: _Found, tiles: Tensor, base: tuple[Tensor, float] | None) -> Tensor:
+        """Logits of PyTorch in float32; adds what that, and the base, take.
+
+        Args:
+            found: Is added to.
+            tiles: See `choose`.
+            base: Of the base, from `_timed`; None where it was not timed yet.
+        """
+        base_logits, base_s = base or _timed(self._base, tiles)
         if self._base.way == REFERENCE:
             logits, seconds, loaded = base_logits, base_s, self._base
         else:
