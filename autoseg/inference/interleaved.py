@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil, prod
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoseg.inference.ladder import AtATime
 from autoseg.inference.tiles import Forward, PlacedForward, Shape, TileGrid
 from autoseg.inference.tta import Mirrors
 
@@ -133,17 +134,25 @@ class Interleaving:
 
 
 def interleaved(
-    forward: Forward, mirrors: Mirrors, grid: TileGrid, *, is_regions: bool = False, num_logits: int | None = None
+    forward: Forward,
+    mirrors: Mirrors,
+    grid: TileGrid,
+    *,
+    is_regions: bool = False,
+    num_logits: int | None = None,
+    most: int = 1,
 ) -> PlacedForward:
     """The network, with each tile flipped its own way and its output flipped back; the mean where there are several.
 
     Args:
-        forward: (n, C, *spatial) to (n, K, *spatial); never gets more tiles at a time than are asked for.
+        forward: (n, C, *spatial) to (n, K, *spatial).
         mirrors: What may be flipped.
         grid: Where the tiles lie.
         is_regions: Whether outputs are regions: background is then where all are below 0.
         num_logits: How many of the outputs are logits, the first; None: all.
+        most: Tiles that `forward` gets at a time where it is asked for fewer; fewer once memory runs out.
     """
+    at_a_time = AtATime(most)
     plan = Interleaving(grid, mirrors.axes)
 
     def passes(tiles: Tensor, jobs: Sequence[tuple[int, tuple[int, ...]]]) -> list[Tensor]:
@@ -160,10 +169,8 @@ def interleaved(
             if len(ways) > 1 and not _is_clear(totals[index][:num_logits], plan.thin(start), is_regions)
             for flip in ways[1:]
         ]
-        for first in range(0, len(jobs), len(starts)):
-            some = jobs[first : first + len(starts)]
-            for (index, _), logits in zip(some, passes(tiles, some), strict=True):
-                totals[index] = totals[index].to(torch.float32) + logits
+        for (index, _), logits in zip(jobs, at_a_time.run(jobs, partial(passes, tiles)), strict=True):
+            totals[index] = totals[index].to(torch.float32) + logits
         for index in {index for index, _ in jobs}:
             totals[index] = totals[index].div_(len(flips[index]))
         return totals

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from autoseg.runtime import is_out_of_memory
 
 log = logging.getLogger("autoseg")
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -35,6 +37,37 @@ def if_it_fits(step: Callable[[], T], has_other_way: bool = True) -> T | None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+class AtATime:
+    """How many tiles go through the network at a time where a tile has several mirror images.
+
+    Args:
+        most: At most so many.
+    """
+
+    def __init__(self, most: int = 1) -> None:
+        self.most = most
+
+    def run(self, jobs: Sequence[S], step: Callable[[Sequence[S]], Sequence[T]], tiles_each: int = 1) -> Iterator[T]:
+        """What a step gives for each job, in order: some jobs at a time, and half as many once memory ran out.
+
+        Args:
+            jobs: What is to be done.
+            step: Does some of them, one result each.
+            tiles_each: Tiles of a job: one job at a time where these are as many as there may be.
+        """
+        done = 0
+        while done < len(jobs):
+            some = jobs[done : done + max(1, self.most // tiles_each)]
+            results = if_it_fits(partial(step, some), has_other_way=len(some) > 1)
+            if results is None:
+                fewer = len(some) // 2
+                self.most = fewer * tiles_each
+                log.warning("memory ran out with %d mirror images at a time: going on with %d", len(some), fewer)
+                continue
+            done += len(some)
+            yield from results
 
 
 class Ladder:

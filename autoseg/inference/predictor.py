@@ -125,7 +125,9 @@ class Predictor:
             return networks(tiles)
 
         forward = SkippingEmpty(counted) if self.skip_empty else counted
-        return with_mirroring(forward, self.settings, self._copies) if self.tta == "full" else forward
+        if self.tta != "full":
+            return forward
+        return with_mirroring(forward, self.settings, self._copies, most=self.tile_batch)
 
     def _settle(self, grid: TileGrid, prepared: Prepared, previous: IndexMap | None) -> None:
         """Find the engine with the first volume."""
@@ -220,7 +222,14 @@ class Predictor:
         mirrors = mirrors_of(self.settings, self._copies)
         if self.tta == "interleaved" and mirrors.axes:
             labels = self.labels
-            return interleaved(forward, mirrors, grid, is_regions=labels.has_regions, num_logits=labels.num_outputs)
+            return interleaved(
+                forward,
+                mirrors,
+                grid,
+                is_regions=labels.has_regions,
+                num_logits=labels.num_outputs,
+                most=self.tile_batch,
+            )
         return lambda tiles, _: list(forward(tiles))
 
     def _stream(

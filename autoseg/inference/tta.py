@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from autoseg.domain.plan import Configuration
+from autoseg.inference.ladder import AtATime
 from autoseg.inference.tiles import Forward
 
 
@@ -93,31 +94,37 @@ def mirrors_of(settings: Configuration, copies: int = 1) -> Mirrors:
     return Mirrors(axes, swap)
 
 
-def mirrored(forward: Forward, axes: Sequence[int], swap: TileSwap | None = None) -> Forward:
+def mirrored(forward: Forward, axes: Sequence[int], swap: TileSwap | None = None, most: int = 1) -> Forward:
     """The forward function averaged over all mirror combinations, in float32.
 
     Args:
         forward: (n, C, *spatial) to (n, K, *spatial).
         axes: Spatial axes that may be flipped; none gives `forward` itself.
         swap: What changes places where its axis is flipped; None: nothing.
+        most: Mirror images that `forward` gets at a time where it is asked for fewer tiles; fewer once memory runs out.
     """
     mirrors = Mirrors(tuple(axes), swap)
     flips = mirror_combinations(axes)
     if len(flips) == 1:
         return forward
+    at_a_time = AtATime(most)
 
     def average(tiles: Tensor) -> Tensor:
+        def step(some: Sequence[tuple[int, ...]]) -> list[Tensor]:
+            outputs = forward(torch.cat([mirrors.forth(tiles, flip) for flip in some]))
+            return [mirrors.back(part, flip) for part, flip in zip(outputs.split(len(tiles)), some, strict=True)]
+
+        outputs = at_a_time.run(flips, step, len(tiles))
         # Summed as they come, but not into the first, which is the network's own (perhaps the tiles themselves).
-        total = forward(tiles).to(torch.float32)
-        for number, flip in enumerate(flips[1:]):
-            logits = mirrors.back(forward(mirrors.forth(tiles, flip)), flip)
-            total = total.add_(logits) if number else total + logits
+        total = next(outputs).to(torch.float32) + next(outputs)
+        for logits in outputs:
+            total = total.add_(logits)
         return total.div_(len(flips))
 
     return average
 
 
-def with_mirroring(forward: Forward, settings: Configuration, copies: int = 1) -> Forward:
-    """The forward function averaged over all that a configuration mirrors; see `mirrors_of`."""
+def with_mirroring(forward: Forward, settings: Configuration, copies: int = 1, most: int = 1) -> Forward:
+    """The forward function averaged over all that a configuration mirrors; see `mirrors_of` and `mirrored`."""
     mirrors = mirrors_of(settings, copies)
-    return mirrored(forward, mirrors.axes, mirrors.swap)
+    return mirrored(forward, mirrors.axes, mirrors.swap, most)

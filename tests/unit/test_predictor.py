@@ -12,10 +12,11 @@ from autoseg.errors import ConfigError, DatasetError, DeviceMemoryError, ModelEr
 from autoseg.inference.cases import predict_cases
 from autoseg.inference.columns import make_columns
 from autoseg.inference.export import labels_from_stream
+from autoseg.inference.interleaved import interleaved
 from autoseg.inference.outcome import PredictionOutcome
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.sliding_window import make_grid
-from autoseg.inference.tta import mirror_combinations, mirrored
+from autoseg.inference.tta import Mirrors, mirror_combinations, mirrored
 from autoseg.io.images import read_image, write_image
 from autoseg.preprocessing.resample import resample_image
 from autoseg.preprocessing.transform import invert
@@ -125,6 +126,42 @@ def test_mirroring_averages_every_combination_once() -> None:
     assert len({tuple(item.flatten().tolist()) for item in seen}) == 4
     torch.testing.assert_close(result, tiles * 2.5)
     assert mirrored(forward, ()) is forward
+
+
+@pytest.mark.parametrize(
+    ("most", "fits", "passes"),
+    [(7, 8, [6, 6, 4]), (8, 4, [8, 4, 4, 4, 4]), (8, 2, [8, 4, *[2] * 8]), (1, 8, [2] * 8)],
+)
+def test_mirror_images_of_few_tiles_go_through_the_network_together(most: int, fits: int, passes: list[int]) -> None:
+    """And half of what was too much once memory ran out."""
+    tiles = torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    seen: list[int] = []
+
+    def forward(some: torch.Tensor) -> torch.Tensor:
+        seen.append(len(some))
+        if len(some) > fits:
+            raise MemoryError
+        return some.cumsum(2) + some.cumsum(4) * 2
+
+    found = mirrored(forward, (0, 1, 2), most=most)(tiles)
+    assert seen == passes
+    assert torch.equal(found, mirrored(forward, (0, 1, 2))(tiles))
+
+
+def test_further_mirror_images_of_a_tile_go_through_the_network_together() -> None:
+    grid = make_grid((4, 4, 4), (4, 4, 4), 0.5)
+    tiles = torch.randn(1, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    seen: list[int] = []
+
+    def forward(some: torch.Tensor) -> torch.Tensor:
+        seen.append(len(some))
+        return some.cumsum(2) + some.cumsum(4) * 2
+
+    mirrors = Mirrors((0, 1, 2))
+    (found,) = interleaved(forward, mirrors, grid, is_regions=True, most=2)(tiles, [(0, 0, 0)])
+    assert seen == [1, 2, 1]
+    (expected,) = interleaved(forward, mirrors, grid, is_regions=True)(tiles, [(0, 0, 0)])
+    assert torch.equal(found, expected)
 
 
 def test_models_are_averaged_before_the_winner_is_taken() -> None:

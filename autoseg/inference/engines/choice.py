@@ -37,7 +37,7 @@ MIN_TILES = 50
 """Tiles ahead from which on anything is tried: the first pass of a way, one in float32 and their repetitions take the
 time of about five."""
 
-TIMED_S = 0.3
+TIMED_S = 0.2
 TIMED_CALLS = 3
 """A way is timed for about so long, at most so often; the quickest call counts, the one that others disturbed least."""
 
