@@ -291,7 +291,7 @@ def make_models(args: argparse.Namespace) -> None:
 
     cascade("cascade", 503, 0.5)
     # An eighth of the tiles: affordable to train until its networks have made up their minds.
-    cascade("cascade_halved", 508, 0.25)
+    cascade("cascade_halved", 508, 0.1)
 
     unknown = sorted(set(args.only or ()) - set(models))
     if unknown:

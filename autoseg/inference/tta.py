@@ -112,7 +112,8 @@ def mirrored(forward: Forward, axes: Sequence[int], swap: TileSwap | None = None
     def average(tiles: Tensor) -> Tensor:
         def step(some: Sequence[tuple[int, ...]]) -> list[Tensor]:
             outputs = forward(torch.cat([mirrors.forth(tiles, flip) for flip in some]))
-            return [mirrors.back(part, flip) for part, flip in zip(outputs.split(len(tiles)), some, strict=True)]
+            parts = torch.split(outputs, len(tiles))
+            return [mirrors.back(part, flip) for part, flip in zip(parts, some, strict=True)]
 
         outputs = at_a_time.run(flips, step, len(tiles))
         # Summed as they come, but not into the first, which is the network's own (perhaps the tiles themselves).

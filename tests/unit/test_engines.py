@@ -154,7 +154,8 @@ def test_openvino_in_bf16_is_near_float32(saved: Callable[[int, int], Model]) ->
 
 
 def test_a_form_that_was_kept_is_used_again(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = on_disk(toy_model(), tmp_path)
+    # OpenVINO's form of this one takes long to make, and so is kept.
+    model = on_disk(toy_model(activation="silu"), tmp_path)
     volume = toy_volume()
     first = Predictor([model], device="cpu", precision="fp32", engine=engine)(volume)  # type: ignore[arg-type]
     (kept,) = (tmp_path / "engines").iterdir()
@@ -168,7 +169,7 @@ def test_a_form_that_was_kept_is_used_again(engine: str, tmp_path: Path, monkeyp
         patch.setattr(module, step, refuse)
         again = Predictor([model], device="cpu", precision="fp32", engine=engine)(volume)  # type: ignore[arg-type]
         assert np.array_equal(first, again)
-        other = on_disk(toy_model(seed=5), tmp_path)
+        other = on_disk(toy_model(seed=5, activation="silu"), tmp_path)
         with pytest.raises(AssertionError, match="made again"):
             Predictor([other], device="cpu", precision="fp32", engine=engine)  # type: ignore[arg-type]
     # The form of weights that are gone goes too.
@@ -178,7 +179,7 @@ def test_a_form_that_was_kept_is_used_again(engine: str, tmp_path: Path, monkeyp
 
 
 def test_a_broken_form_is_made_anew(engine: str, tmp_path: Path) -> None:
-    model = on_disk(toy_model(), tmp_path)
+    model = on_disk(toy_model(activation="silu"), tmp_path)
     volume = toy_volume()
     first = Predictor([model], device="cpu", precision="fp32", engine=engine)(volume)  # type: ignore[arg-type]
     for path in (tmp_path / "engines").rglob("*"):
@@ -186,6 +187,12 @@ def test_a_broken_form_is_made_anew(engine: str, tmp_path: Path) -> None:
             path.write_bytes(path.read_bytes()[:100])
     again = Predictor([model], device="cpu", precision="fp32", engine=engine)(volume)  # type: ignore[arg-type]
     assert np.array_equal(first, again)
+
+
+def test_what_is_made_in_a_moment_is_not_kept(tmp_path: Path) -> None:
+    need_openvino()
+    Predictor([on_disk(toy_model(), tmp_path)], device="cpu", precision="fp32", engine="openvino")
+    assert not (tmp_path / "engines").exists()
 
 
 def test_openvino_reports_nothing_to_its_makers(saved: Callable[[int, int], Model]) -> None:

@@ -1,4 +1,4 @@
-"""OpenVINO as an engine: networks on the CPU, converted from PyTorch's own export.
+"""OpenVINO as an engine: networks on the CPU.
 
 Source: docs/decisions/0035.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
 import time
 from functools import cache
 from math import gcd
@@ -22,9 +21,10 @@ from autoseg.domain.network_plan import NetworkPlan
 from autoseg.errors import ModelError
 from autoseg.inference.engines.base import EngineName, KeptNetwork, Network, Precision
 from autoseg.inference.engines.keeping import keep, kept_path
+from autoseg.inference.engines.openvino_graph import UntranslatableError, load_openvino, translated
 from autoseg.io.model import Model
 from autoseg.network.export import exported, without_outdated_warnings
-from autoseg.network.unet import restore
+from autoseg.network.unet import UNet, restore
 from autoseg.runtime import is_out_of_memory
 
 log = logging.getLogger("autoseg")
@@ -45,7 +45,7 @@ class OpenVino:
     extra = "openvino"
     takes_autocast = False
     has_own_threads = True
-    set_up_s = 4.0  # 3.7 s for hippocampus's plan on one core. Source: docs/decisions/0035.
+    set_up_s = 0.5  # For hippocampus's plan; 4 s, once, where it is exported. Source: docs/decisions/0035.
     precisions: tuple[Precision, ...] = ("bf16", "fp32")
 
     def runs_on(self, device: torch.device) -> bool:
@@ -53,7 +53,10 @@ class OpenVino:
         return device.type == "cpu"
 
     def network(self, model: Model, device: torch.device, precision: Precision, batch: int) -> Network:
-        """The network; its graph is read where it was kept, else made.
+        """The network.
+
+        Its graph is made straight from its operations where these are known; else it is read where it was kept, or made
+        by way of PyTorch's export.
 
         Raises:
             ModelError: OpenVINO cannot take it.
@@ -61,19 +64,26 @@ class OpenVino:
         del device
         started = time.perf_counter()
         _core()
-        import_s = time.perf_counter() - started
-        path = kept_path(model, "openvino", f"{_openvino().__version__.split('-')[0]}-{GRAPH_VERSION}")
-        graph = _read(path)
-        is_new = graph is None
-        if graph is None:
-            graph = _convert(model)
+        plan = model.card.settings.network
+        network = restore(plan, model.weights)
+        path, conversion_s, kept = None, 0.0, None
+        try:
+            graph = translated(network, plan)
+        except UntranslatableError as problem:
+            log.debug("exported for OpenVINO, which takes seconds: %s", problem)
+            path = kept_path(model, "openvino", f"{load_openvino().__version__.split('-')[0]}-{GRAPH_VERSION}")
+            graph = _read(path)
+            if graph is None:
+                conversion_started = time.perf_counter()
+                graph = _convert(network, plan)
+                conversion_s = time.perf_counter() - conversion_started
+                kept = graph
         runs = graph
         if precision != "fp32":
-            runs = graph.clone()
-            _use_mean_variance(runs, model.card.settings.network)
-        started = time.perf_counter()
-        run = _Run(runs, _PRECISIONS[precision], batch, graph if is_new else None, path)
-        run.set_up_again_s = import_s + time.perf_counter() - started
+            runs = graph if kept is None else graph.clone()
+            _use_mean_variance(runs, plan)
+        run = _Run(runs, _PRECISIONS[precision], batch, kept, path)
+        run.set_up_again_s = time.perf_counter() - started - conversion_s
         return run
 
 
@@ -145,7 +155,7 @@ class _Run(KeptNetwork):
 
         def write(folder: Path) -> None:
             folder.mkdir()
-            _openvino().save_model(graph, folder / _GRAPH, compress_to_fp16=False)
+            load_openvino().save_model(graph, folder / _GRAPH, compress_to_fp16=False)
 
         try:
             keep(self._path, write)
@@ -154,18 +164,8 @@ class _Run(KeptNetwork):
 
 
 @cache
-def _openvino() -> Any:
-    # Importing it would tell its makers so over the network, by this package: it does without where there is none.
-    if "openvino" not in sys.modules:
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
-
-
-@cache
 def _core() -> Any:
-    return _openvino().Core()
+    return load_openvino().Core()
 
 
 def _read(path: Path | None) -> Any:
@@ -180,14 +180,13 @@ def _read(path: Path | None) -> Any:
         return None
 
 
-def _convert(model: Model) -> Any:
-    plan = model.card.settings.network
-    program = exported(restore(plan, model.weights), plan)
+def _convert(network: UNet, plan: NetworkPlan) -> Any:
+    program = exported(network, plan)
     from openvino.frontend import OpConversionFailure
 
     try:
         with without_outdated_warnings():
-            graph = _openvino().convert_model(program)
+            graph = load_openvino().convert_model(program)
         graph.reshape([-1, plan.in_channels, *plan.patch_size])
     except (RuntimeError, OpConversionFailure) as problem:
         raise _failure(problem) from None
