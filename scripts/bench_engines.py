@@ -9,8 +9,8 @@ round; an image is read and prepared once. Seconds are those of network, resampl
 rounds, all images together; "set up" is what the way takes before its first tile, the first time and once its form is
 kept. Dice is that of the label maps against those of PyTorch in float32 (mean over classes of the mean over images that
 have the class), and with --labels against references (FOLDER/CASE.ending). Ways whose packages are missing are left
-out. openvino:int8, which is no engine of autoseg, is quantised here by nncf (if it is installed) with tiles of the last
-images; give more images than are predicted, so that it does not see those. Writes OUT.json and OUT.md, and prints the
+out. openvino:int8 is calibrated with tiles of the last images; give more images than are predicted, so that it does not
+see those. Writes OUT.json and OUT.md, and prints the
 table.
 """
 
@@ -28,59 +28,34 @@ from bench_dice import dice, mean_dice
 from bench_lines import markdown
 
 from autoseg import runtime
-from autoseg.inference.engines import ENGINES, Loaded, installed, openvino
+from autoseg.inference.engines import ENGINES, Loaded, installed
 from autoseg.inference.engines.base import Way, package_versions
 from autoseg.inference.engines.parity import compare
+from autoseg.inference.engines.running import CALIBRATION_TILES
 from autoseg.inference.inputs import find_cases, output_ending
 from autoseg.inference.predictor import Predictor
-from autoseg.inference.resident import averaged
 from autoseg.inference.sliding_window import make_grid, middle_tiles
 from autoseg.io.images import read_case, read_labels
 from autoseg.pipeline.prediction import load_models
 
-INT8 = Way("openvino", "int8")  # type: ignore[arg-type]
-CALIBRATION_TILES = 16
+INT8 = Way("openvino", "int8")
 WAYS = "torch:fp32,torch:bf16,compile:bf16,openvino:fp32,openvino:bf16,openvino:int8,onnx:fp32"
-
-
-class Quantised:
-    """OpenVINO with weights and features in 8 bit."""
-
-    def __init__(self, models: Any, way: Way, tiles: list[torch.Tensor]) -> None:
-        import nncf
-
-        settings = models[0].card.settings
-        # Its logits are summed as those of bf16.
-        self.way = Way(way.engine, "bf16")
-        networks = []
-        for model in models:
-            graph = openvino._convert(model)
-            openvino._use_mean_variance(graph, settings.network)
-            inputs = nncf.Dataset([tile.numpy() for tile in tiles])
-            graph = nncf.quantize(graph, inputs, subset_size=len(tiles), preset=nncf.QuantizationPreset.MIXED)
-            hints = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-            networks.append(openvino._Run(openvino._core().compile_model(graph, "CPU", hints), None, None, 0.0))
-        self.forward = averaged(networks, settings, torch.device("cpu"), "fp32")
-
-    def keep(self) -> None:
-        """Not kept."""
 
 
 def set_up(models: Any, way: Way, batch: int, tiles: list[torch.Tensor]) -> tuple[Any, dict[str, Any]]:
     """Models in an engine, and seconds to bring them there: now, and again where that was kept."""
     settings, cpu = models[0].card.settings, torch.device("cpu")
 
-    def load() -> Any:
-        return Quantised(models, way, tiles) if way == INT8 else Loaded(models, settings, way, cpu, batch)
+    def load() -> Loaded:
+        return Loaded(models, settings, way, cpu, batch, lambda: tiles)
 
     started = time.perf_counter()
     loaded = load()
     first = time.perf_counter() - started
     loaded.keep()
     started = time.perf_counter()
-    if way != INT8:
-        load()
-    return loaded, {"set_up_s": first, "set_up_again_s": first if way == INT8 else time.perf_counter() - started}
+    load()
+    return loaded, {"set_up_s": first, "set_up_again_s": time.perf_counter() - started}
 
 
 def some_tiles(predictor: Predictor, cases: Any, number: int) -> list[torch.Tensor]:

@@ -92,6 +92,9 @@ TimeBudget = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
+PrecisionOfEngines = Annotated[
+    str, typer.Option("--precision", help="auto, fp32, bf16, fp16, or int8 with --engine openvino.")
+]
 Seed = Annotated[
     int | None,
     typer.Option("--seed", min=0, help="Of initial weights, patches and augmentation. Default: that of the settings."),

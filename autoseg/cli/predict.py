@@ -71,7 +71,7 @@ def predict(
             help="auto, cpu, cuda, cuda:N or mps; several as cuda:0,cuda:1, or cuda:all: a process each, side by side.",
         ),
     ] = "auto",
-    precision: options.Precision = "auto",
+    precision: options.PrecisionOfEngines = "auto",
     engine: Annotated[
         Literal["auto", "torch", "compile", "openvino", "onnx"],
         typer.Option(

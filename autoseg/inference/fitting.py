@@ -18,7 +18,7 @@ _BATCH_VOXELS = {"cpu": 2**18}
 _BATCH_VOXELS_ELSEWHERE = 2**22
 _MAX_TILE_BATCH = 32
 
-_SUMS = {"fp32": torch.float32, "bf16": torch.float16, "fp16": torch.float16}
+_SUMS = {"fp32": torch.float32, "bf16": torch.float16, "fp16": torch.float16, "int8": torch.float16}
 
 
 def default_tile_batch(patch_size: Sequence[int], device: torch.device) -> int:
@@ -31,7 +31,7 @@ def sums_dtype(precision: str) -> torch.dtype:
     """What logits are summed in: in 16 bit where the network computes in 16 bit.
 
     Args:
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "bf16", "fp16" or "int8".
 
     Source: docs/decisions/0032.
     """

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoseg.domain.dataset import Case
 from autoseg.domain.geometry import Volume
 from autoseg.domain.inference import Temperature, Tta
 from autoseg.errors import ConfigError, DatasetError, ModelError
@@ -16,7 +17,7 @@ from autoseg.inference.columns import Column, make_columns
 from autoseg.inference.deciding import Deciding
 from autoseg.inference.empty import SkippingEmpty
 from autoseg.inference.engines import WantedEngine, Way, pick_device_for
-from autoseg.inference.engines.running import Running, in_one_thread
+from autoseg.inference.engines.running import CALIBRATION_TILES, Running, in_one_thread
 from autoseg.inference.export import LabelMap, labels_from_stream
 from autoseg.inference.fitting import common_settings, default_tile_batch, device_hint, sums_dtype
 from autoseg.inference.gather import Gathering
@@ -25,8 +26,17 @@ from autoseg.inference.interleaved import Interleaving, interleaved
 from autoseg.inference.ladder import Ladder
 from autoseg.inference.members import WithProbabilities
 from autoseg.inference.outcome import MEMORY_HINT
-from autoseg.inference.sliding_window import Forward, PlacedForward, Slab, TileGrid, make_grid, stream_slabs
+from autoseg.inference.sliding_window import (
+    Forward,
+    PlacedForward,
+    Slab,
+    TileGrid,
+    make_grid,
+    middle_tiles,
+    stream_slabs,
+)
 from autoseg.inference.tta import mirror_combinations, mirrors_of, with_mirroring
+from autoseg.io.images import read_case
 from autoseg.io.maps import IndexMap
 from autoseg.io.model import Model
 from autoseg.preprocessing.previous import previous_map
@@ -54,6 +64,8 @@ class Predictor:
         temperature: Divides logits where they become probabilities.
         engine: What runs the networks; "auto" is found out with the first volume where that pays, see `Choosing`.
         num_volumes: About how many will be segmented: for more of them more time is spent on finding the engine.
+        calibration: For int8: cases that the models were trained with, which show what ranges features have; where
+            there are none, the first volume does.
 
     Attributes:
         num_passes: Tiles that went through the networks so far.
@@ -80,6 +92,7 @@ class Predictor:
         temperature: Temperature = 1.0,
         engine: WantedEngine = "auto",
         num_volumes: int = 1,
+        calibration: Sequence[Case] = (),
     ) -> None:
         self.settings = common_settings(models)
         self.labels = models[0].card.plan.labels
@@ -89,6 +102,7 @@ class Predictor:
         self.skip_empty = skip_empty
         self.most_sums_bytes = most_sums_bytes
         self.num_volumes = num_volumes
+        self.calibration = tuple(calibration[:CALIBRATION_TILES])
         self.num_passes = 0
         self.overlap = self.settings.inference.overlap if overlap is None else overlap
         if not 0 <= self.overlap < 1:
@@ -131,7 +145,16 @@ class Predictor:
 
     def _settle(self, grid: TileGrid, prepared: Prepared, previous: IndexMap | None) -> None:
         """Find the engine with the first volume."""
-        self._running.settle(prepared, previous, grid, self._num_passes(grid) * self.num_volumes)
+        seen = self._calibration_tiles if self.calibration else None
+        self._running.settle(prepared, previous, grid, self._num_passes(grid) * self.num_volumes, seen)
+
+    def _calibration_tiles(self) -> list[Tensor]:
+        """One in the middle of each image."""
+        tiles = []
+        for case in self.calibration:
+            prepared = self.prepare(read_case(case, self.num_channels))
+            tiles.append(middle_tiles(torch.from_numpy(prepared.image), self._grid(prepared), 1))
+        return tiles
 
     def _num_passes(self, grid: TileGrid) -> int:
         """About how many tiles of an image go through the networks."""

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from toy_models import toy_model, toy_volume
 
+from autoseg.domain.dataset import Case
 from autoseg.domain.geometry import Volume
 from autoseg.errors import ConfigError, ModelError
-from autoseg.inference.engines import ENGINES, base, pick_device_for, pick_way, pytorch
+from autoseg.inference.engines import ENGINES, base, openvino, pick_device_for, pick_way, pytorch
 from autoseg.inference.engines.base import Way
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.sums import Sums
+from autoseg.io.images import write_image
 from autoseg.io.model import Model, load_model, save_model
 
 CPU = torch.device("cpu")
@@ -278,3 +280,77 @@ def test_a_model_that_was_never_saved_leaves_nothing(engine: str, tmp_path: Path
     model = replace(toy_model(), folder=tmp_path)
     Predictor([model], device="cpu", precision="fp32", engine=engine)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def need_nncf() -> None:
+    """Skip where it is not installed."""
+    if importlib.util.find_spec("nncf") is None:
+        pytest.skip("the extra [int8] is not installed")
+
+
+def test_int8_is_for_openvino_alone() -> None:
+    assert pick_way("openvino", "int8", "auto", CPU) == Way("openvino", "int8")
+    for engine in ("auto", "torch", "compile", "onnx"):
+        with pytest.raises(ConfigError, match="does not compute in int8") as problem:
+            pick_way(engine, "int8", "auto", CPU)  # type: ignore[arg-type]
+        assert "--engine openvino" in problem.value.hint
+
+
+def test_int8_without_nncf_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_openvino()
+    monkeypatch.setattr(openvino, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="nncf") as problem:
+        Predictor([toy_model()], device="cpu", precision="int8", engine="openvino")
+    assert "pip install 'autoseg-unet[int8]'" in problem.value.hint
+
+
+def write_images(folder: Path, names: tuple[str, ...]) -> list[Case]:
+    folder.mkdir()
+    cases = []
+    for number, name in enumerate(names):
+        volume = toy_volume((13 + number, 18, 9))
+        write_image(folder / f"{name}.nii.gz", volume.array[0], volume.geometry)
+        cases.append(Case(id=name, images=(str(folder / f"{name}.nii.gz"),)))
+    return cases
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_int8_is_calibrated_once_by_images_of_the_training(
+    dims: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_openvino()
+    need_nncf()
+    model = on_disk(toy_model(dims=dims), tmp_path / "model")
+    cases = write_images(tmp_path / "images", ("a", "b", "c"))
+    volume = toy_volume((20, 22, 24), (1.0, 1.5, 2.0))
+    shown: list[int] = []
+    quantised = openvino._quantised
+
+    def noted(of: Model, tiles: Callable[[], Any]) -> Any:
+        shown.append(len(tiles()))
+        return quantised(of, tiles)
+
+    monkeypatch.setattr(openvino, "_quantised", noted)
+    predictor = Predictor([model], device="cpu", precision="int8", engine="openvino", calibration=cases)
+    assert predictor.way == Way("openvino", "int8")
+    labels = predictor(volume)
+    assert shown == [3]
+    (kept,) = (tmp_path / "model" / "engines").iterdir()
+    assert kept.name.startswith("int8-")
+    exact = Predictor([model], device="cpu", precision="fp32", engine="torch")(volume)
+    assert 0 < np.mean(exact != labels) < 0.1
+    # It is kept, with no need of images or nncf.
+    monkeypatch.setattr(openvino, "_quantised", None)
+    monkeypatch.setattr(openvino, "find_spec", lambda _: None)
+    again = Predictor([model], device="cpu", precision="int8", engine="openvino")
+    assert np.array_equal(again(volume), labels)
+
+
+def test_int8_is_calibrated_by_the_first_volume_where_there_is_no_other(tmp_path: Path) -> None:
+    need_openvino()
+    need_nncf()
+    volume = toy_volume((20, 22, 24), (1.0, 1.5, 2.0))
+    models = [on_disk(toy_model(seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
+    labels = Predictor(models, device="cpu", precision="int8", engine="openvino")(volume)
+    assert all((tmp_path / str(seed) / "engines").is_dir() for seed in (0, 1))
+    assert len(np.unique(labels)) > 1

@@ -20,6 +20,7 @@ from autoseg.inference.engines.base import (
     KeptNetwork,
     Network,
     Precision,
+    Tiles,
     WantedEngine,
     Way,
     missing,
@@ -43,6 +44,9 @@ ENGINES: dict[EngineName, Engine] = {
 }
 
 
+INT8 = "int8"
+
+
 class Loaded:
     """Models in an engine.
 
@@ -52,6 +56,7 @@ class Loaded:
         way: Engine and precision.
         device: Where they run.
         batch: How many tiles they mostly get at a time.
+        tiles: For int8: what ranges of numbers are measured with.
 
     Attributes:
         way: Engine and precision.
@@ -63,10 +68,20 @@ class Loaded:
     """
 
     def __init__(
-        self, models: Sequence[Model], settings: Configuration, way: Way, device: torch.device, batch: int
+        self,
+        models: Sequence[Model],
+        settings: Configuration,
+        way: Way,
+        device: torch.device,
+        batch: int,
+        tiles: Tiles | None = None,
     ) -> None:
         engine = ENGINES[way.engine]
-        self._networks = [engine.network(model, device, way.precision, batch) for model in models]
+        if way.precision == INT8:
+            assert isinstance(engine, OpenVino) and tiles is not None  # noqa: PT018
+            self._networks: list[Network] = [engine.quantised(model, batch, tiles) for model in models]
+        else:
+            self._networks = [engine.network(model, device, way.precision, batch) for model in models]
         self.way = way
         self.has_own_threads = engine.has_own_threads
         self._settings, self._device = settings, device
@@ -129,6 +144,13 @@ def pick_way(engine: WantedEngine, precision: str, planned: str, device: torch.d
     """
     name: EngineName = "torch" if engine == "auto" else engine
     offered = ENGINES[name].precisions
+    if precision == INT8:
+        if INT8 not in offered:
+            raise ConfigError(
+                f"the engine {name} does not compute in int8: use {' or '.join(offered)}",
+                hint="Use --engine openvino for int8.",
+            )
+        return Way(name, INT8)
     if precision == "auto":
         found = cast(Precision, pick_precision(planned, device))
         return Way(name, found if found in offered else "fp32")

@@ -18,7 +18,10 @@ from autoseg.io.model import Model
 EngineName = Literal["torch", "compile", "openvino", "onnx"]
 """PyTorch as it stands, PyTorch compiled, OpenVINO, ONNX Runtime."""
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+
+Tiles = Callable[[], Sequence[Tensor]]
+"""Gives tiles (1, C, *patch), as the networks see them: only where they are needed."""
 
 WantedEngine = Literal["auto", "torch", "compile", "openvino", "onnx"]
 """What may be asked for: an engine, or the quickest that says what PyTorch says in float32."""
@@ -33,7 +36,7 @@ class Way:
 
     Attributes:
         engine: By what.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "bf16", "fp16" or "int8".
     """
 
     engine: EngineName

@@ -8,7 +8,10 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from contextlib import redirect_stdout
 from functools import cache
+from importlib.util import find_spec
+from io import StringIO
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -18,14 +21,14 @@ import torch
 from torch import Tensor
 
 from autoseg.domain.network_plan import NetworkPlan
-from autoseg.errors import ModelError
-from autoseg.inference.engines.base import EngineName, KeptNetwork, Network, Precision
+from autoseg.errors import ConfigError, ModelError
+from autoseg.inference.engines.base import EngineName, KeptNetwork, Network, Precision, Tiles
 from autoseg.inference.engines.keeping import keep, kept_path
 from autoseg.inference.engines.openvino_graph import UntranslatableError, load_openvino, translated
 from autoseg.io.model import Model
 from autoseg.network.export import exported, without_outdated_warnings
 from autoseg.network.unet import UNet, restore
-from autoseg.runtime import is_out_of_memory
+from autoseg.runtime import is_out_of_memory, pick_precision
 
 log = logging.getLogger("autoseg")
 
@@ -46,7 +49,7 @@ class OpenVino:
     takes_autocast = False
     has_own_threads = True
     set_up_s = 0.5  # For hippocampus's plan; 4 s, once, where it is exported. Source: docs/decisions/0035.
-    precisions: tuple[Precision, ...] = ("bf16", "fp32")
+    precisions: tuple[Precision, ...] = ("bf16", "fp32", "int8")
 
     def runs_on(self, device: torch.device) -> bool:
         """On the CPU."""
@@ -71,7 +74,7 @@ class OpenVino:
             graph = translated(network, plan)
         except UntranslatableError as problem:
             log.debug("exported for OpenVINO, which takes seconds: %s", problem)
-            path = kept_path(model, "openvino", f"{load_openvino().__version__.split('-')[0]}-{GRAPH_VERSION}")
+            path = kept_path(model, "openvino", _version())
             graph = _read(path)
             if graph is None:
                 conversion_started = time.perf_counter()
@@ -84,6 +87,42 @@ class OpenVino:
             _use_mean_variance(runs, plan)
         run = _Run(runs, _PRECISIONS[precision], batch, kept, path)
         run.set_up_again_s = time.perf_counter() - started - conversion_s
+        return run
+
+    def require_int8(self, model: Model) -> None:
+        """Say what to install, if anything is missing.
+
+        Raises:
+            ConfigError: The network is to be made int8, and nncf is not installed.
+        """
+        path = _int8_path(model)
+        if find_spec("nncf") is None and (path is None or not path.exists()):
+            raise ConfigError(
+                "networks are made int8 by nncf, which is not installed",
+                hint="Install what it needs with: pip install 'autoseg-unet[int8]'",
+            )
+
+    def quantised(self, model: Model, batch: int, tiles: Tiles) -> Network:
+        """The network with weights and features in 8 bit; its graph is read where it was kept, else made.
+
+        Args:
+            model: See `network`.
+            batch: See `network`.
+            tiles: What the ranges of its features are measured with, if it is made.
+
+        Raises:
+            ModelError: OpenVINO cannot take it.
+        """
+        started = time.perf_counter()
+        path = _int8_path(model)
+        graph, kept = _read(path), None
+        if graph is None:
+            graph = kept = _quantised(model, tiles)
+        making_s = 0.0 if kept is None else time.perf_counter() - started
+        # What is not quantised, such as the norms.
+        rest = "bf16" if pick_precision("auto", torch.device("cpu")) == "bf16" else "fp32"
+        run = _Run(graph, _PRECISIONS[rest], batch, kept, path)
+        run.set_up_again_s = time.perf_counter() - started - making_s
         return run
 
 
@@ -191,6 +230,42 @@ def _convert(network: UNet, plan: NetworkPlan) -> Any:
     except (RuntimeError, OpConversionFailure) as problem:
         raise _failure(problem) from None
     return graph
+
+
+def _int8_path(model: Model) -> Path | None:
+    return kept_path(model, "int8", _version())
+
+
+def _version() -> str:
+    return f"{load_openvino().__version__.split('-')[0]}-{GRAPH_VERSION}"
+
+
+def _quantised(model: Model, tiles: Tiles) -> Any:
+    """A graph in 8 bit, made by nncf: weights symmetric, features between what the tiles showed.
+
+    Source: docs/decisions/0053.
+    """
+    # First, because it has nncf tell nobody that it was imported.
+    load_openvino()
+    import nncf
+
+    plan = model.card.settings.network
+    network = restore(plan, model.weights)
+    try:
+        graph = translated(network, plan)
+    except UntranslatableError:
+        graph = _convert(network, plan)
+    _use_mean_variance(graph, plan)
+    shown = [(tile if plan.dims == tile.ndim - 2 else tile.squeeze(2)).numpy() for tile in tiles()]
+    nncf.set_log_level(logging.ERROR)
+    try:
+        # It would draw bars into the output of whoever calls.
+        with redirect_stdout(StringIO()):
+            return nncf.quantize(
+                graph, nncf.Dataset(shown), subset_size=len(shown), preset=nncf.QuantizationPreset.MIXED
+            )
+    except (RuntimeError, nncf.InternalError, nncf.ValidationError) as problem:
+        raise _failure(problem) from None
 
 
 def _use_mean_variance(graph: Any, plan: NetworkPlan) -> None:
