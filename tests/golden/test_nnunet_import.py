@@ -96,7 +96,7 @@ def test_a_cascade_goes_the_whole_way_by_itself(runs: dict[str, Imported], tmp_p
     assert [model.card.configuration for model in load_previous(models) or ()] == ["3d_lowres"]
     image = MODELS / "cascade" / "case_0000.nii.gz"
     predict(
-        runs["cascade"].run, [image], tmp_path, configuration="3d_cascade", device="cpu", engine="torch"
+        runs["cascade"].run, [image], tmp_path, configuration="3d_cascade", tta="none", device="cpu", engine="torch"
     ).raise_failures()
     found, _ = read_labels(tmp_path / "case.nii.gz")
     expected, _ = read_labels(MODELS / "cascade" / "3d_cascade_fullres_none.nii.gz")

@@ -198,7 +198,8 @@ def test_training_and_prediction_see_the_same_channels(trained: RunFolder, copyi
     in_training = assemble(reader.read(0), torch.device("cpu")).images[0]
 
     cascade = Predictor([load_model(trained.fold_folder(CASCADE, 0))], device="cpu", precision="fp32")
-    lowres = Predictor([load_model(trained.fold_folder(LOWRES, 0))], device="cpu", precision="fp32")
+    # Its validation cases were predicted so.
+    lowres = Predictor([load_model(trained.fold_folder(LOWRES, 0))], device="cpu", precision="fp32", tta="interleaved")
     volume = read_case(case, 1)
     prepared = cascade.prepare(volume)
     cascade.segment(prepared, cascade.previous_map(lowres(volume), prepared))
@@ -221,7 +222,7 @@ def test_a_network_that_copies_the_map_gives_the_lowres_result(
     low, out = (read_image(tmp_path / name / image.name).array[0] for name in (LOWRES, CASCADE))
     assert low.any()
     assert np.array_equal(out, low)
-    assert len(copying) == (4 if tta == "full" else 1)
+    assert sum(len(tiles) for tiles in copying) == (4 if tta == "full" else 1)
 
     whole = load_model(trained.fold_folder(CASCADE, 0))
     data = whole.card.plan.model_dump()
@@ -245,9 +246,12 @@ def test_a_run_predicts_lowres_folds_first_then_the_cascade(trained: RunFolder, 
     fold = trained.fold_folder(CASCADE, 0)
     assert main(["predict", str(fold), *paths, "--out", str(tmp_path / "fold"), *options]) == 0
     lowres = Predictor(
-        [load_model(trained.fold_folder(LOWRES, k)) for k in range(NUM_FOLDS)], device="cpu", precision="fp32"
+        [load_model(trained.fold_folder(LOWRES, k)) for k in range(NUM_FOLDS)],
+        device="cpu",
+        precision="fp32",
+        tta="interleaved",
     )
-    cascade = Predictor([load_model(fold)], device="cpu", precision="fp32")
+    cascade = Predictor([load_model(fold)], device="cpu", precision="fp32", tta="interleaved")
     for case in dataset.cases[:2]:
         volume = read_case(case, 1)
         prepared = cascade.prepare(volume)

@@ -85,7 +85,7 @@ def test_everything_that_is_wanted_lies_beside_the_label_map(tmp_path: Path) -> 
     comment = read_comment(out / "a.b_probabilities.nii.gz")
     assert comment["volumes"] == ["background", "low", "high"]
     assert read_comment(out / "a.b_uncertainty.nii.gz")["what"] == (
-        "entropy of the probabilities of one model without mirroring"
+        "entropy of the mean probabilities of one model and of interleaved mirroring"
     )
     doubt = read_image(out / "a.b_uncertainty.nii.gz").array[0]
     assert 0 <= doubt.min() < doubt.max() <= 1
@@ -119,7 +119,7 @@ def test_label_maps_are_the_same_with_and_without(tmp_path: Path) -> None:
     assert (tmp_path / "plain/a.nii.gz").read_bytes() == (tmp_path / "all/a.nii.gz").read_bytes()
     assert np.array_equal(
         read_labels(tmp_path / "plain/a.nii.gz")[0],
-        Predictor([toy_model()], device="cpu", precision="fp32")(read_image(inputs[0])),
+        Predictor([toy_model()], device="cpu", precision="fp32", tta="interleaved")(read_image(inputs[0])),
     )
 
 
@@ -156,7 +156,7 @@ def test_what_was_not_written_yet_is_written_when_it_is_wanted(tmp_path: Path) -
     run(model, inputs, out, Wanted(uncertainty=True))
     assert (out / "a_uncertainty.nii.gz").is_file()
     (item,) = StatisticsTable.from_json((out / "statistics.json").read_text(), "x").cases
-    assert item.certainty == "the probabilities of one model without mirroring"
+    assert item.certainty == "the mean probabilities of one model and of interleaved mirroring"
     # Without --statistics there are volumes alone.
     assert item.classes[0].volume_expected_ml is not None
     assert (item.classes[0].pieces, item.classes[0].intensities) == (None, ())
