@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ from bench_dice import dice, mean_dice
 from bench_lines import markdown
 
 from autoseg import runtime
+from autoseg.inference.calibration import NUM_TILES
 from autoseg.inference.engines import ENGINES, Loaded, installed
 from autoseg.inference.engines.base import Way, package_versions
 from autoseg.inference.engines.parity import compare
-from autoseg.inference.engines.running import CALIBRATION_TILES
 from autoseg.inference.inputs import find_cases, output_ending
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.sliding_window import make_grid, middle_tiles
@@ -46,8 +47,12 @@ def set_up(models: Any, way: Way, batch: int, tiles: list[torch.Tensor]) -> tupl
     """Models in an engine, and seconds to bring them there: now, and again where that was kept."""
     settings, cpu = models[0].card.settings, torch.device("cpu")
 
+    if way == INT8:
+        # Not kept: people's own predictions are not to use what these images have calibrated.
+        models = [replace(model, folder=None) for model in models]
+
     def load() -> Loaded:
-        return Loaded(models, settings, way, cpu, batch, lambda: tiles)
+        return Loaded(models, settings, way, cpu, batch, lambda _: tiles)
 
     started = time.perf_counter()
     loaded = load()
@@ -78,7 +83,7 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     predictors = {}
     probe = Predictor(models, device="cpu", precision="fp32", engine="torch")
     every_case = find_cases([wanted.images], len(plan.channels))
-    tiles = some_tiles(probe, every_case, CALIBRATION_TILES) if INT8 in ways else []
+    tiles = some_tiles(probe, every_case, NUM_TILES) if INT8 in ways else []
     for way in ways:
         loaded, seconds = set_up(models, way, probe.tile_batch, tiles)
         rows[way] = seconds | {"seconds": [], "dice": [], "reference": [], "parity": []}

@@ -18,8 +18,8 @@ images of its data set's ``imagesTs``, without mirroring and with every mirror c
 
 The same command goes on where it was stopped: models that the JSON file has are not compared again.
 
-Of a cascade both programs' logits are compared on the label maps that stock nnU-Net's previous stage made; for the
-labels each program goes the whole way by itself.
+Of a cascade both programs' logits are compared on the label maps that stock nnU-Net's previous stage made without
+mirroring; for the labels each program goes the whole way by itself, both stages mirrored or neither.
 
 What the plans may also say is tried with the tiny models of the tests: `variants` writes copies of them with other
 plans, to be given to `run`:
@@ -249,10 +249,14 @@ def compare_model(args: argparse.Namespace, folder: Path, work: Path, images: Pa
     plan = models[0].card.plan
     cases = find_cases([images], len(plan.channels))[: args.cases]
     previous_folder = None
+    oracles = dict.fromkeys(MIRRORINGS, work / "oracle")
     if models[0].card.settings.previous_stage is not None:
         lowres = folder.with_name(folder.name.replace(configuration, models[0].card.settings.previous_stage))
         predict_by_nnunet(args, lowres, cases, work / "lowres", None)
         previous_folder = work / "lowres" / "stock" / "none"
+        # Whoever mirrors does so in both stages.
+        oracles["full"] = work / "oracle after mirroring"
+        predict_by_nnunet(args, folder, cases, oracles["full"], work / "lowres" / "stock" / "full")
     predict_by_nnunet(args, folder, cases, work / "oracle", previous_folder)
     predictor = Predictor(models, device="cpu", engine="torch")
     mirrored = {"none": predictor._forward, "full": with_mirroring(predictor._forward, predictor.settings)}
@@ -280,7 +284,7 @@ def compare_model(args: argparse.Namespace, folder: Path, work: Path, images: Pa
         for case in cases:
             ours = next(out.glob(f"{case.id}.*"))
             for name in ("stock", "float32"):
-                theirs = next((work / "oracle" / name / mirroring).glob(f"{case.id}.*"))
+                theirs = next((oracles[mirroring] / name / mirroring).glob(f"{case.id}.*"))
                 result["cases"][case.id][f"dice_{name}_{mirroring}"] = dice_per_class(ours, theirs)
     result["seconds"] = round(time.perf_counter() - began, 1)
     return result

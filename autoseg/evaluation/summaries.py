@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from autoseg.domain.dataset import LabelSchema
+from autoseg.domain.inference import Tta
 from autoseg.domain.values import Value
 from autoseg.evaluation.lesions import Lesions
 from autoseg.evaluation.metrics import METRIC_NAMES, METRICS_VERSION, ClassMetrics, Confusion
@@ -226,6 +227,7 @@ class FoldEvaluation(Value):
 
     Attributes:
         weights_sha256: The weights that predicted; other weights make it stale.
+        tta: Test-time mirroring that they predicted with; another default makes it stale too.
         predict_s: Seconds of predicting.
         score_s: Seconds of comparing.
         evaluation: The comparison.
@@ -234,6 +236,7 @@ class FoldEvaluation(Value):
 
     schema_version: int = SCHEMA_VERSION
     weights_sha256: str
+    tta: Tta = "none"
     predict_s: float
     score_s: float
     evaluation: Evaluation

@@ -140,7 +140,7 @@ def interleaved(
     *,
     is_regions: bool = False,
     num_logits: int | None = None,
-    most: int = 1,
+    at_a_time: AtATime | None = None,
 ) -> PlacedForward:
     """The network, with each tile flipped its own way and its output flipped back; the mean where there are several.
 
@@ -150,9 +150,9 @@ def interleaved(
         grid: Where the tiles lie.
         is_regions: Whether outputs are regions: background is then where all are below 0.
         num_logits: How many of the outputs are logits, the first; None: all.
-        most: Tiles that `forward` gets at a time where it is asked for fewer; fewer once memory runs out.
+        at_a_time: How many tiles `forward` gets at a time where a tile has further mirror images; None: one.
     """
-    at_a_time = AtATime(most)
+    several = at_a_time or AtATime()
     plan = Interleaving(grid, mirrors.axes)
 
     def passes(tiles: Tensor, jobs: Sequence[tuple[int, tuple[int, ...]]]) -> list[Tensor]:
@@ -169,7 +169,7 @@ def interleaved(
             if len(ways) > 1 and not _is_clear(totals[index][:num_logits], plan.thin(start), is_regions)
             for flip in ways[1:]
         ]
-        for (index, _), logits in zip(jobs, at_a_time.run(jobs, partial(passes, tiles)), strict=True):
+        for (index, _), logits in zip(jobs, several.run(jobs, partial(passes, tiles)), strict=True):
             totals[index] = totals[index].to(torch.float32) + logits
         for index in {index for index, _ in jobs}:
             totals[index] = totals[index].div_(len(flips[index]))

@@ -68,6 +68,7 @@ class AtATime:
                 continue
             done += len(some)
             yield from results
+            del results
 
 
 class Ladder:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoseg.domain.dataset import Case
 from autoseg.domain.geometry import Volume
 from autoseg.domain.inference import Temperature, Tta
 from autoseg.errors import ConfigError, DatasetError, ModelError
+from autoseg.inference.calibration import NUM_TILES, seen_tiles
 from autoseg.inference.columns import Column, make_columns
 from autoseg.inference.deciding import Deciding
 from autoseg.inference.empty import SkippingEmpty
 from autoseg.inference.engines import WantedEngine, Way, pick_device_for
-from autoseg.inference.engines.running import CALIBRATION_TILES, Running, in_one_thread
+from autoseg.inference.engines.running import Running, in_one_thread
 from autoseg.inference.export import LabelMap, labels_from_stream
 from autoseg.inference.fitting import common_settings, default_tile_batch, device_hint, sums_dtype
 from autoseg.inference.gather import Gathering
 from autoseg.inference.inputs import require_channels
 from autoseg.inference.interleaved import Interleaving, interleaved
-from autoseg.inference.ladder import Ladder
+from autoseg.inference.ladder import AtATime, Ladder
 from autoseg.inference.members import WithProbabilities
 from autoseg.inference.outcome import MEMORY_HINT
 from autoseg.inference.sliding_window import (
@@ -36,7 +37,6 @@ from autoseg.inference.sliding_window import (
     stream_slabs,
 )
 from autoseg.inference.tta import mirror_combinations, mirrors_of, with_mirroring
-from autoseg.io.images import read_case
 from autoseg.io.maps import IndexMap
 from autoseg.io.model import Model
 from autoseg.preprocessing.previous import previous_map
@@ -62,10 +62,9 @@ class Predictor:
         uncertainty: Whether mean probabilities over models and mirror images are known too, see `WithProbabilities`;
             takes twice the sums where there are several.
         temperature: Divides logits where they become probabilities.
-        engine: What runs the networks; "auto" is found out with the first volume where that pays, see `Choosing`.
+        engine: What runs the networks; "auto" is found out with the first volume where that pays, see `Choosing`;
+            int8 is calibrated with it, see `seen_tiles`.
         num_volumes: About how many will be segmented: for more of them more time is spent on finding the engine.
-        calibration: For int8: cases that the models were trained with, which show what ranges features have; where
-            there are none, the first volume does.
 
     Attributes:
         num_passes: Tiles that went through the networks so far.
@@ -92,7 +91,6 @@ class Predictor:
         temperature: Temperature = 1.0,
         engine: WantedEngine = "auto",
         num_volumes: int = 1,
-        calibration: Sequence[Case] = (),
     ) -> None:
         self.settings = common_settings(models)
         self.labels = models[0].card.plan.labels
@@ -102,7 +100,6 @@ class Predictor:
         self.skip_empty = skip_empty
         self.most_sums_bytes = most_sums_bytes
         self.num_volumes = num_volumes
-        self.calibration = tuple(calibration[:CALIBRATION_TILES])
         self.num_passes = 0
         self.overlap = self.settings.inference.overlap if overlap is None else overlap
         if not 0 <= self.overlap < 1:
@@ -116,7 +113,8 @@ class Predictor:
         wrap = self._with_probabilities if self.has_means else None
         with device_memory_errors(f"{self.device} has too little memory for the networks", device_hint(self.device)):
             self._running = Running(models, engine, precision, self.device, self.tile_batch, wrap)
-        self._forward = self._complete(self._running)
+        self._at_a_time = AtATime(self.tile_batch)
+        self._forward = self._complete(self._running, self._at_a_time)
 
     def _with_probabilities(self, network: Forward) -> Forward:
         return WithProbabilities(network, is_regions=self.labels.has_regions, temperature=self.temperature)
@@ -131,7 +129,7 @@ class Predictor:
         """In which the networks run."""
         return self.way.precision
 
-    def _complete(self, networks: Forward) -> Forward:
+    def _complete(self, networks: Forward, at_a_time: AtATime) -> Forward:
         """The networks as one function with all that does not depend on where a tile lies."""
 
         def counted(tiles: Tensor) -> Tensor:
@@ -141,20 +139,22 @@ class Predictor:
         forward = SkippingEmpty(counted) if self.skip_empty else counted
         if self.tta != "full":
             return forward
-        return with_mirroring(forward, self.settings, self._copies, most=self.tile_batch)
+        return with_mirroring(forward, self.settings, self._copies, at_a_time)
 
     def _settle(self, grid: TileGrid, prepared: Prepared, previous: IndexMap | None) -> None:
         """Find the engine with the first volume."""
-        seen = self._calibration_tiles if self.calibration else None
-        self._running.settle(prepared, previous, grid, self._num_passes(grid) * self.num_volumes, seen)
+        self._running.settle(
+            prepared,
+            previous,
+            grid,
+            self._num_passes(grid) * self.num_volumes,
+            partial(self._seen_tiles, prepared, grid),
+        )
 
-    def _calibration_tiles(self) -> list[Tensor]:
-        """One in the middle of each image."""
-        tiles = []
-        for case in self.calibration:
-            prepared = self.prepare(read_case(case, self.num_channels))
-            tiles.append(middle_tiles(torch.from_numpy(prepared.image), self._grid(prepared), 1))
-        return tiles
+    def _seen_tiles(self, prepared: Prepared, grid: TileGrid, model: Model) -> list[Tensor]:
+        """For int8: of images that a model was trained with; of this one where there are none."""
+        tiles = seen_tiles(model, self.num_channels, self.prepare, self._grid)
+        return tiles or list(middle_tiles(torch.from_numpy(prepared.image), grid, NUM_TILES).split(1))
 
     def _num_passes(self, grid: TileGrid) -> int:
         """About how many tiles of an image go through the networks."""
@@ -236,12 +236,16 @@ class Predictor:
         """The network for the tiles of one image, and what is done when memory runs out."""
 
         def on_cpu() -> PlacedForward:
-            return self._placed(self._complete(self._running.on_cpu()), grid)
+            # The device was too small for one tile: here no more at a time either.
+            alone = AtATime()
+            return self._placed(self._complete(self._running.on_cpu(), alone), grid, alone)
 
         is_on_cpu = self.device.type == "cpu"
-        return Ladder(self._placed(self._forward, grid), self.tile_batch, None if is_on_cpu else on_cpu)
+        return Ladder(
+            self._placed(self._forward, grid, self._at_a_time), self.tile_batch, None if is_on_cpu else on_cpu
+        )
 
-    def _placed(self, forward: Forward, grid: TileGrid) -> PlacedForward:
+    def _placed(self, forward: Forward, grid: TileGrid, at_a_time: AtATime) -> PlacedForward:
         mirrors = mirrors_of(self.settings, self._copies)
         if self.tta == "interleaved" and mirrors.axes:
             labels = self.labels
@@ -251,7 +255,7 @@ class Predictor:
                 grid,
                 is_regions=labels.has_regions,
                 num_logits=labels.num_outputs,
-                most=self.tile_batch,
+                at_a_time=at_a_time,
             )
         return lambda tiles, _: list(forward(tiles))
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.domain.dataset import Case
 from autoseg.domain.geometry import Volume
 from autoseg.domain.inference import Temperature
 from autoseg.errors import ModelError
@@ -121,7 +120,6 @@ def load_stages(
     uncertainty: bool = False,
     temperature: Temperature = 1.0,
     num_volumes: int = 1,
-    calibration: Sequence[Case] = (),
 ) -> Stages:
     """Put the networks of one configuration, and of its previous stage, on their device.
 
@@ -133,7 +131,6 @@ def load_stages(
         uncertainty: See `Predictor`; of the last stage, as the next one.
         temperature: See `Predictor`.
         num_volumes: See `Predictor`.
-        calibration: See `Predictor`.
 
     Raises:
         ConfigError: A setting is not possible.
@@ -153,7 +150,6 @@ def load_stages(
             temperature=temperature,
             engine=settings.engine,
             num_volumes=num_volumes,
-            calibration=calibration,
         )
 
     last = load(models, uncertainty, temperature)

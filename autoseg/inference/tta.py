@@ -94,20 +94,22 @@ def mirrors_of(settings: Configuration, copies: int = 1) -> Mirrors:
     return Mirrors(axes, swap)
 
 
-def mirrored(forward: Forward, axes: Sequence[int], swap: TileSwap | None = None, most: int = 1) -> Forward:
+def mirrored(
+    forward: Forward, axes: Sequence[int], swap: TileSwap | None = None, at_a_time: AtATime | None = None
+) -> Forward:
     """The forward function averaged over all mirror combinations, in float32.
 
     Args:
         forward: (n, C, *spatial) to (n, K, *spatial).
         axes: Spatial axes that may be flipped; none gives `forward` itself.
         swap: What changes places where its axis is flipped; None: nothing.
-        most: Mirror images that `forward` gets at a time where it is asked for fewer tiles; fewer once memory runs out.
+        at_a_time: How many tiles `forward` gets at a time, mirror images counted; None: one mirror image of all tiles.
     """
     mirrors = Mirrors(tuple(axes), swap)
     flips = mirror_combinations(axes)
     if len(flips) == 1:
         return forward
-    at_a_time = AtATime(most)
+    several = at_a_time or AtATime()
 
     def average(tiles: Tensor) -> Tensor:
         def step(some: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -115,7 +117,7 @@ def mirrored(forward: Forward, axes: Sequence[int], swap: TileSwap | None = None
             parts = torch.split(outputs, len(tiles))
             return [mirrors.back(part, flip) for part, flip in zip(parts, some, strict=True)]
 
-        outputs = at_a_time.run(flips, step, len(tiles))
+        outputs = several.run(flips, step, len(tiles))
         # Summed as they come, but not into the first, which is the network's own (perhaps the tiles themselves).
         total = next(outputs).to(torch.float32) + next(outputs)
         for logits in outputs:
@@ -125,7 +127,9 @@ def mirrored(forward: Forward, axes: Sequence[int], swap: TileSwap | None = None
     return average
 
 
-def with_mirroring(forward: Forward, settings: Configuration, copies: int = 1, most: int = 1) -> Forward:
+def with_mirroring(
+    forward: Forward, settings: Configuration, copies: int = 1, at_a_time: AtATime | None = None
+) -> Forward:
     """The forward function averaged over all that a configuration mirrors; see `mirrors_of` and `mirrored`."""
     mirrors = mirrors_of(settings, copies)
-    return mirrored(forward, mirrors.axes, mirrors.swap, most)
+    return mirrored(forward, mirrors.axes, mirrors.swap, at_a_time)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.domain.dataset import Case
+from autoseg.domain.inference import Tta
 from autoseg.errors import DatasetError
 from autoseg.io.cached import CachedFile, Header, Source, case_file, save_cached
 from autoseg.io.chunks import chunk_shape
@@ -48,6 +49,7 @@ class ProbabilityHeader(Header):
 
     Attributes:
         weights_sha256: Of the model that predicted.
+        tta: Test-time mirroring.
     """
 
     KIND: ClassVar[str] = "file of out-of-fold probabilities"
@@ -55,6 +57,7 @@ class ProbabilityHeader(Header):
 
     version: int = VERSION
     weights_sha256: str
+    tta: Tta = "none"
 
 
 class ProbabilityStore:
@@ -63,11 +66,13 @@ class ProbabilityStore:
     Args:
         folder: Made when missing.
         weights_sha256: Of the model; files of other weights count as missing.
+        tta: Test-time mirroring; files of another one count as missing.
     """
 
-    def __init__(self, folder: Path, weights_sha256: str) -> None:
+    def __init__(self, folder: Path, weights_sha256: str, tta: Tta = "none") -> None:
         self.folder = Path(folder)
         self.weights_sha256 = weights_sha256
+        self.tta = tta
 
     def path(self, case_id: str) -> Path:
         """The file of a case."""
@@ -79,7 +84,8 @@ class ProbabilityStore:
             header = CachedFile(self.path(case.id), ProbabilityHeader).header
         except DatasetError:
             return False
-        return header.weights_sha256 == self.weights_sha256 and header.is_current(case.id, case.images, case.missing)
+        is_ours = (header.weights_sha256, header.tta) == (self.weights_sha256, self.tta)
+        return is_ours and header.is_current(case.id, case.images, case.missing)
 
     def write(self, case: Case, codes: Codes) -> None:
         """Write a file whole or not at all.
@@ -94,6 +100,7 @@ class ProbabilityStore:
         header = ProbabilityHeader(
             id=case.id,
             weights_sha256=self.weights_sha256,
+            tta=self.tta,
             sources=tuple(Source.of(file) for file in case.images),
             missing=case.missing,
         )

@@ -74,7 +74,7 @@ class Predictor:
         configuration: Of a run; None chooses as `autoseg predict` does.
         folds: Numbers separated by commas, or "all"; None takes every finished one.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        precision: "auto", "fp32", "bf16", "fp16".
+        precision: "auto", "fp32", "bf16", "fp16", or "int8" with the engine "openvino".
         tta: Test-time mirroring: "none", "interleaved", "full".
         overlap: Of tiles, as a fraction of the patch; None is the plan's.
         skip_empty: Whether tiles that show nothing are skipped.

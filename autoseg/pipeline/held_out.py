@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.domain.dataset import Case, Dataset
+from autoseg.domain.inference import Tta
 from autoseg.evaluation.summaries import CaseMetrics
 from autoseg.inference.keeping import Keeper
 from autoseg.inference.line import run_line
@@ -47,12 +48,14 @@ class FinishedConfiguration:
     Attributes:
         name: Of the configuration.
         weights: SHA-256 of each fold's weights, by the fold's number.
+        tta: Test-time mirroring of each fold's predictions, by its number.
         cases: By case id.
         seconds_per_case: Of predicting.
     """
 
     name: str
     weights: Mapping[str, str]
+    tta: Mapping[str, Tta]
     cases: Mapping[str, HeldOut]
     seconds_per_case: float
 
@@ -89,6 +92,7 @@ def finished_configurations(run: RunFolder, dataset: Dataset) -> tuple[FinishedC
             FinishedConfiguration(
                 name=name,
                 weights={str(fold): item.weights_sha256 for fold, item in whole.items()},
+                tta={str(fold): item.tta for fold, item in whole.items()},
                 cases=cases,
                 seconds_per_case=sum(item.predict_s for item in whole.values())
                 / max(1, sum(len(item.evaluation.cases) for item in whole.values())),
@@ -124,7 +128,7 @@ def keep_probabilities(
         OSError: The disk is full.
     """
     root = run.probabilities_folder / finished.name
-    stores = {fold: ProbabilityStore(root / fold_name(fold), finished.weights[str(fold)]) for fold in finished.folds}
+    stores = {fold: _store(root, finished, fold) for fold in finished.folds}
     for fold, store in stores.items():
         held = [dataset.case(case_id) for case_id, item in finished.cases.items() if item.fold == fold]
         missing = [case for case in held if not store.is_current(case)]
@@ -132,15 +136,26 @@ def keep_probabilities(
             continue
         store.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(store.folder)
-        stages = _stages(run, dataset, finished.name, fold, missing, device, precision)
+        settings = PredictionSettings(precision=precision, tta=finished.tta[str(fold)], engine="torch")
+        stages = _stages(run, dataset, finished.name, fold, missing, device, settings)
         _predict(stages, missing, store, progress)
     return {case_id: stores[item.fold] for case_id, item in finished.cases.items()}
 
 
+def _store(root: Path, finished: FinishedConfiguration, fold: int) -> ProbabilityStore:
+    return ProbabilityStore(root / fold_name(fold), finished.weights[str(fold)], finished.tta[str(fold)])
+
+
 def _stages(
-    run: RunFolder, dataset: Dataset, name: str, fold: int, cases: Sequence[Case], device: str, precision: str
+    run: RunFolder,
+    dataset: Dataset,
+    name: str,
+    fold: int,
+    cases: Sequence[Case],
+    device: str,
+    settings: PredictionSettings,
 ) -> Stages:
-    """The network of a fold; of a cascade with the label maps that it was validated with."""
+    """The network of a fold, as it was validated; of a cascade with the label maps that it was validated with."""
     model = load_model(run.fold_folder(name, fold))
     stage = model.card.settings.previous_stage
     previous: dict[str, Path] | None = None
@@ -148,8 +163,7 @@ def _stages(
         members = run.read_splits().folds[fold]
         found = out_of_fold(run, dataset, stage, [(fold, members)])[fold]
         previous = {case.id: found[case.id].label_map for case in cases}
-    # As the fold's validation: see there.
-    return load_stages([model], previous, PredictionSettings(precision=precision, engine="torch"), device)
+    return load_stages([model], previous, settings, device)
 
 
 def _predict(stages: Stages, cases: Sequence[Case], store: ProbabilityStore, progress: Progress) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.domain.dataset import Case, Channel, LabelSchema
+from autoseg.domain.dataset import Channel, LabelSchema
 from autoseg.domain.inference import InferenceRecipe, Member, members_problems, rules_problems
 from autoseg.domain.values import digest_of
-from autoseg.errors import AutosegError, ConfigError, ModelError
+from autoseg.errors import ConfigError, ModelError
 from autoseg.inference.deciding import Criteria
-from autoseg.inference.engines import INT8
 from autoseg.inference.segmenter import Segmenter, WeightedStages
 from autoseg.inference.settings import PredictionSettings
 from autoseg.inference.stages import load_stages
@@ -135,23 +134,9 @@ class Chosen:
                 uncertainty=tells_means,
                 temperature=temperature,
                 num_volumes=num_volumes,
-                calibration=_seen_cases(chosen.models[0].folder) if settings.precision == INT8 else (),
             )
             members.append(WeightedStages(stages, chosen.member.weight, temperature))
         return Segmenter(members, self.recipe.postprocessing, scratch)
-
-
-def _seen_cases(folder: Path) -> tuple[Case, ...]:
-    """Training cases of the fold of a run whose images are there; none for a model elsewhere."""
-    try:
-        run = RunFolder(folder.parents[2])
-        dataset, splits = run.read_dataset(), run.read_splits()
-    except (AutosegError, IndexError):
-        return ()
-    fold = folder.name.removeprefix("fold_")
-    held = splits.folds[int(fold)].validation if fold.isdigit() and int(fold) < len(splits.folds) else ()
-    seen = (case for case in dataset.cases if case.id not in held)
-    return tuple(case for case in seen if all(Path(file).is_file() for file in case.images if file))
 
 
 def choose(path: Path, configuration: str | None = None, folds: str | None = None) -> Chosen:

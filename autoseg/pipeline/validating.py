@@ -10,6 +10,7 @@ from pathlib import Path
 
 from autoseg.config import TrainSettings
 from autoseg.domain.dataset import Dataset
+from autoseg.domain.inference import DEFAULT_TTA
 from autoseg.domain.splits import patients_of
 from autoseg.errors import AutosegError
 from autoseg.evaluation.crossval import BestWeights, Evaluation, FoldEvaluation, evaluate_cases, tolerance_of
@@ -60,6 +61,7 @@ class _Scoring:
             precision=self.settings.precision,
             # Scores compare models: all are to be computed alike, whatever was found to be quickest when.
             engine="torch",
+            tta=DEFAULT_TTA,
             previous=None if previous is None else {case_id: previous[case_id].label_map for case_id in self.case_ids},
             progress=self.progress,
         )
@@ -128,7 +130,11 @@ def validate_fold(
     if scored is None:
         evaluation, predict_s, score_s = scoring.score(model, validation)
         scored = FoldEvaluation(
-            weights_sha256=model.card.weights_sha256, predict_s=predict_s, score_s=score_s, evaluation=evaluation
+            weights_sha256=model.card.weights_sha256,
+            tta=DEFAULT_TTA,
+            predict_s=predict_s,
+            score_s=score_s,
+            evaluation=evaluation,
         )
         write_text(summary, scored.to_json())
     if scored.best is None:
@@ -138,13 +144,14 @@ def validate_fold(
 
 
 def _stored(summary: Path, model: Model) -> FoldEvaluation | None:
-    """What was scored before; None when there is nothing, or other weights were scored."""
+    """What was scored before; None when there is nothing, or other weights or another mirroring were scored."""
     if not summary.is_file():
         return None
     stored = read_json(summary)
     if stored.get("weights_sha256") != model.card.weights_sha256:
         return None
-    return FoldEvaluation.model_validate(stored)
+    scored = FoldEvaluation.model_validate(stored)
+    return scored if scored.tta == DEFAULT_TTA else None
 
 
 def _renewed(scored: FoldEvaluation, scoring: _Scoring, validation: Path) -> FoldEvaluation | None:

@@ -13,17 +13,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from toy_models import toy_model, toy_volume
+from toy_models import SCHEMA, toy_model, toy_volume
 
-from autoseg.domain.dataset import Case
+from autoseg.domain.dataset import Case, Dataset, Fold, Splits
 from autoseg.domain.geometry import Volume
 from autoseg.errors import ConfigError, ModelError
 from autoseg.inference.engines import ENGINES, base, openvino, pick_device_for, pick_way, pytorch
 from autoseg.inference.engines.base import Way
+from autoseg.inference.engines.openvino_graph import translated
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.sums import Sums
 from autoseg.io.images import write_image
 from autoseg.io.model import Model, load_model, save_model
+from autoseg.io.run_folder import RunFolder
+from autoseg.network.unet import restore
 
 CPU = torch.device("cpu")
 
@@ -304,14 +307,21 @@ def test_int8_without_nncf_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     assert "pip install 'autoseg-unet[int8]'" in problem.value.hint
 
 
-def write_images(folder: Path, names: tuple[str, ...]) -> list[Case]:
-    folder.mkdir()
-    cases = []
-    for number, name in enumerate(names):
+def run_with_a_fold(root: Path, dims: int) -> Model:
+    """A run of six cases, of which the fold was validated with two, and one of whose images is damaged."""
+    run, cases = RunFolder(root / "run"), []
+    for number in range(6):
         volume = toy_volume((13 + number, 18, 9))
-        write_image(folder / f"{name}.nii.gz", volume.array[0], volume.geometry)
-        cases.append(Case(id=name, images=(str(folder / f"{name}.nii.gz"),)))
-    return cases
+        path = root / f"{number}.nii.gz"
+        write_image(path, volume.array[0], volume.geometry)
+        cases.append(Case(id=str(number), images=(str(path),)))
+    (root / "5.nii.gz").write_bytes(b"damaged")
+    model = toy_model(dims=dims)
+    run.write(run.dataset_file, Dataset(name="toy", channels=model.card.plan.channels, labels=SCHEMA, cases=cases))
+    run.write(run.splits_file, Splits(rule="", folds=(Fold(train=("2", "3", "4", "5"), validation=("0", "1")),)))
+    folder = run.fold_folder("3d_fullres", 0)
+    folder.mkdir(parents=True)
+    return on_disk(model, folder)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -320,30 +330,68 @@ def test_int8_is_calibrated_once_by_images_of_the_training(
 ) -> None:
     need_openvino()
     need_nncf()
-    model = on_disk(toy_model(dims=dims), tmp_path / "model")
-    cases = write_images(tmp_path / "images", ("a", "b", "c"))
+    model = run_with_a_fold(tmp_path, dims)
     volume = toy_volume((20, 22, 24), (1.0, 1.5, 2.0))
     shown: list[int] = []
     quantised = openvino._quantised
 
-    def noted(of: Model, tiles: Callable[[], Any]) -> Any:
-        shown.append(len(tiles()))
+    def noted(of: Model, tiles: Callable[[Model], Any]) -> Any:
+        shown.append(len(tiles(of)))
         return quantised(of, tiles)
 
     monkeypatch.setattr(openvino, "_quantised", noted)
-    predictor = Predictor([model], device="cpu", precision="int8", engine="openvino", calibration=cases)
+    predictor = Predictor([model], device="cpu", precision="int8", engine="openvino")
     assert predictor.way == Way("openvino", "int8")
     labels = predictor(volume)
+    # Those of the fold's training that can be read.
     assert shown == [3]
-    (kept,) = (tmp_path / "model" / "engines").iterdir()
+    assert model.folder is not None
+    (kept,) = (model.folder / "engines").iterdir()
     assert kept.name.startswith("int8-")
     exact = Predictor([model], device="cpu", precision="fp32", engine="torch")(volume)
     assert 0 < np.mean(exact != labels) < 0.1
-    # It is kept, with no need of images or nncf.
-    monkeypatch.setattr(openvino, "_quantised", None)
-    monkeypatch.setattr(openvino, "find_spec", lambda _: None)
-    again = Predictor([model], device="cpu", precision="int8", engine="openvino")
-    assert np.array_equal(again(volume), labels)
+    with monkeypatch.context() as patch:
+        # It is kept, with no need of images or nncf.
+        patch.setattr(openvino, "_quantised", None)
+        patch.setattr(openvino, "find_spec", lambda _: None)
+        assert np.array_equal(Predictor([model], device="cpu", precision="int8", engine="openvino")(volume), labels)
+        # What is damaged would be made anew.
+        damaged = Predictor([model], device="cpu", precision="int8", engine="openvino")
+        for path in kept.glob("*.xml"):
+            path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(ConfigError, match="nncf"):
+            damaged(volume)
+
+
+def test_int8_that_cannot_be_made_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_openvino()
+
+    class Making:
+        calls = 0
+
+        def __call__(self, model: Model, tiles: Callable[[Model], Any]) -> Any:
+            self.calls += 1
+            if self.calls == 1:
+                raise ModelError("not this time")
+            assert len(tiles(model)) >= 1
+            return translated(restore(model.card.settings.network, model.weights), model.card.settings.network)
+
+    monkeypatch.setattr(openvino, "_quantised", Making())
+    monkeypatch.setattr(openvino, "find_spec", lambda _: True)
+    predictor = Predictor([toy_model()], device="cpu", precision="int8", engine="openvino")
+    with pytest.raises(ModelError, match="not this time"):
+        predictor(toy_volume())
+    assert len(np.unique(predictor(toy_volume()))) > 1
+
+
+def test_int8_refuses_a_cascade() -> None:
+    need_openvino()
+    model = toy_model(in_channels=3)
+    part = model.card.settings.model_copy(update={"previous_stage": "3d_lowres"})
+    plan = model.card.plan.model_copy(update={"configurations": {"3d_fullres": part}})
+    card = model.card.model_copy(update={"plan": plan})
+    with pytest.raises(ConfigError, match="not offered for cascades"):
+        Predictor([Model(model.weights, card)], device="cpu", precision="int8", engine="openvino")
 
 
 def test_int8_is_calibrated_by_the_first_volume_where_there_is_no_other(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from autoseg.inference.cases import predict_cases
 from autoseg.inference.columns import make_columns
 from autoseg.inference.export import labels_from_stream
 from autoseg.inference.interleaved import interleaved
+from autoseg.inference.ladder import AtATime
 from autoseg.inference.outcome import PredictionOutcome
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.sliding_window import make_grid
@@ -143,7 +144,7 @@ def test_mirror_images_of_few_tiles_go_through_the_network_together(most: int, f
             raise MemoryError
         return some.cumsum(2) + some.cumsum(4) * 2
 
-    found = mirrored(forward, (0, 1, 2), most=most)(tiles)
+    found = mirrored(forward, (0, 1, 2), at_a_time=AtATime(most))(tiles)
     assert seen == passes
     assert torch.equal(found, mirrored(forward, (0, 1, 2))(tiles))
 
@@ -158,7 +159,7 @@ def test_further_mirror_images_of_a_tile_go_through_the_network_together() -> No
         return some.cumsum(2) + some.cumsum(4) * 2
 
     mirrors = Mirrors((0, 1, 2))
-    (found,) = interleaved(forward, mirrors, grid, is_regions=True, most=2)(tiles, [(0, 0, 0)])
+    (found,) = interleaved(forward, mirrors, grid, is_regions=True, at_a_time=AtATime(2))(tiles, [(0, 0, 0)])
     assert seen == [1, 2, 1]
     (expected,) = interleaved(forward, mirrors, grid, is_regions=True)(tiles, [(0, 0, 0)])
     assert torch.equal(found, expected)

@@ -58,6 +58,7 @@ def test_what_is_stored_comes_back_and_goes_stale(tmp_path: Path) -> None:
     assert len(parts) == 6
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), codes)
     assert not ProbabilityStore(tmp_path / "kept", "b" * 64).is_current(case)
+    assert not ProbabilityStore(tmp_path / "kept", "a" * 64, "interleaved").is_current(case)
     image.write_bytes(b"other image")
     assert not store.is_current(case)
     with pytest.raises(DatasetError, match="out-of-fold"):

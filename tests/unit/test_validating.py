@@ -124,6 +124,12 @@ def test_what_was_scored_is_not_scored_again(run: RunFolder, fold: Path, monkeyp
     assert scored.best is not None
     assert again.best.mean_foreground_dice == scored.best.mean_foreground_dice
     assert again.evaluation == scored.evaluation
+    # By an earlier version, which did not mirror.
+    data = json.loads(scored.to_json())
+    del data["tta"]
+    path.write_text(json.dumps(data))
+    assert validate(run, fold).tta == "interleaved"
+    assert len(calls) == 3
 
 
 def test_best_weights_that_fail_do_not_fail_the_fold(

@@ -20,8 +20,8 @@ EngineName = Literal["torch", "compile", "openvino", "onnx"]
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
-Tiles = Callable[[], Sequence[Tensor]]
-"""Gives tiles (1, C, *patch), as the networks see them: only where they are needed."""
+Tiles = Callable[[Model], Sequence[Tensor]]
+"""Gives tiles (1, C, *patch) for a model, as its network sees them: only where they are needed."""
 
 WantedEngine = Literal["auto", "torch", "compile", "openvino", "onnx"]
 """What may be asked for: an engine, or the quickest that says what PyTorch says in float32."""

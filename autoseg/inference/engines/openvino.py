@@ -48,7 +48,7 @@ class OpenVino:
     extra = "openvino"
     takes_autocast = False
     has_own_threads = True
-    set_up_s = 0.5  # For hippocampus's plan; 4 s, once, where it is exported. Source: docs/decisions/0035.
+    set_up_s = 0.5  # For hippocampus's plan; 4 s where it is exported. Source: docs/decisions/0035.
     precisions: tuple[Precision, ...] = ("bf16", "fp32", "int8")
 
     def runs_on(self, device: torch.device) -> bool:
@@ -117,6 +117,8 @@ class OpenVino:
         path = _int8_path(model)
         graph, kept = _read(path), None
         if graph is None:
+            # What was kept may have been damaged.
+            self.require_int8(model)
             graph = kept = _quantised(model, tiles)
         making_s = 0.0 if kept is None else time.perf_counter() - started
         # What is not quantised, such as the norms.
@@ -149,6 +151,7 @@ class _Run(KeptNetwork):
         self._runs, self._precision, self._num_threads = runs, precision, torch.get_num_threads()
         self._divided = self._requests(gcd(batch, self._num_threads))
         self._together = self._divided if len(self._divided) == 1 else []
+        self._compiled_all()
 
     def _requests(self, number: int) -> list[Any]:
         """Requests that run at the same time."""
@@ -164,23 +167,33 @@ class _Run(KeptNetwork):
             raise _failure(problem) from None
         return [compiled.create_infer_request() for _ in range(number)]
 
+    def _compiled_all(self) -> None:
+        """Let the graph go, as large as the weights, once nothing will be compiled any more."""
+        if self._together:
+            self._runs = None
+
     def __call__(self, x: Tensor) -> Tensor:
         """Run (n, C, *patch) float32."""
         tiles = x.contiguous().numpy()
         requests = self._divided
         if len(tiles) % len(requests):
             requests = self._together = self._together or self._requests(1)
+            self._compiled_all()
         number = len(tiles) // len(requests)
-        for index, request in enumerate(requests):
-            # The tiles are read where they lie.
-            request.start_async([tiles[index * number : (index + 1) * number]], share_inputs=True)
-        problems = []
-        for request in requests:
-            # For each of them, whatever becomes of the others: they read the tiles.
-            try:
-                request.wait()
-            except RuntimeError as problem:
-                problems.append(problem)
+        started = 0
+        problems: list[Exception] = []
+        try:
+            for index, request in enumerate(requests):
+                # The tiles are read where they lie.
+                request.start_async([tiles[index * number : (index + 1) * number]], share_inputs=True)
+                started += 1
+        finally:
+            # For each of them, whatever becomes of the others: they read the tiles, and are used again.
+            for request in requests[:started]:
+                try:
+                    request.wait()
+                except (RuntimeError, MemoryError) as problem:
+                    problems.append(problem)
         if problems:
             raise problems[0]
         # Copies, because the requests use their outputs again.
@@ -256,7 +269,7 @@ def _quantised(model: Model, tiles: Tiles) -> Any:
     except UntranslatableError:
         graph = _convert(network, plan)
     _use_mean_variance(graph, plan)
-    shown = [(tile if plan.dims == tile.ndim - 2 else tile.squeeze(2)).numpy() for tile in tiles()]
+    shown = [(tile if plan.dims == tile.ndim - 2 else tile.squeeze(2)).numpy() for tile in tiles(model)]
     nncf.set_log_level(logging.ERROR)
     try:
         # It would draw bars into the output of whoever calls.

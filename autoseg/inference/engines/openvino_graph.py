@@ -1,4 +1,4 @@
-"""An OpenVINO graph made straight from the operations of a network, in hundredths of a second.
+"""An OpenVINO graph made straight from the operations of a network, in a fifth of a second.
 
 The network computes a tiny image, every operation is noted, and each becomes a node of the graph. That serves networks
 of convolutions, instance and group norms, activations, sums and concatenations: all that the presets plan, and nnU-Net.

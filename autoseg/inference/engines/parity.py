@@ -30,11 +30,13 @@ class Parity:
         largest_difference: Of a probability, over all voxels.
         mean_difference: Over the foreground voxels of either the mean of their largest difference of a probability;
             over all voxels where there are none.
+        num_foreground: Voxels that either calls foreground.
     """
 
     same_labels: float
     largest_difference: float
     mean_difference: float
+    num_foreground: int = 0
 
     def is_met(self, precision: str) -> bool:
         """Whether that is near enough for an engine that computes in this precision."""
@@ -66,7 +68,8 @@ def compare(found: Tensor, expected: Tensor, *, is_regions: bool) -> Parity:
         is_foreground = (labels[0] > 0) | (labels[1] > 0)
     if not bool(is_foreground.any()):
         return Parity(1.0, largest, float(difference.mean()))
-    return Parity(float(is_same[is_foreground].float().mean()), largest, float(difference[is_foreground].mean()))
+    same = float(is_same[is_foreground].float().mean())
+    return Parity(same, largest, float(difference[is_foreground].mean()), int(is_foreground.sum()))
 
 
 def _probabilities(logits: Tensor, is_regions: bool) -> Tensor:

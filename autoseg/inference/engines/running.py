@@ -18,6 +18,7 @@ from autoseg.inference.engines.base import Network, Tiles
 from autoseg.inference.engines.choice import Choosing
 from autoseg.inference.engines.openvino import OpenVino
 from autoseg.inference.engines.parity import compare
+from autoseg.inference.ladder import if_it_fits
 from autoseg.inference.sliding_window import middle_tiles
 from autoseg.inference.tiles import Forward, TileGrid
 from autoseg.io.maps import IndexMap
@@ -28,8 +29,8 @@ log = logging.getLogger("autoseg")
 
 _CPU = torch.device("cpu")
 
-CALIBRATION_TILES = 16
-"""Tiles that show the ranges of features, for int8. Source: docs/decisions/0053."""
+_MOST_TOLD = 8
+"""Tiles on which int8 is held against float32."""
 
 T = TypeVar("T")
 
@@ -124,7 +125,7 @@ class Running:
         previous: IndexMap | None,
         grid: TileGrid,
         passes_ahead: int,
-        seen: Tiles | None = None,
+        seen: Tiles,
     ) -> None:
         """Find the engine, if it was left open and this is the first volume; make networks int8 if that was asked for.
 
@@ -133,13 +134,12 @@ class Running:
             previous: Of a cascade: what the previous stage found.
             grid: Where its tiles lie.
             passes_ahead: Passes of a tile, of this volume and those that come.
-            seen: Tiles of images that the models were trained with; None: those of the volume serve.
+            seen: For int8: tiles that show the ranges of features.
         """
         if self._quantising is not None:
-            quantising, self._quantising = self._quantising, None
-            image = torch.from_numpy(prepared.image)
-            of_volume = partial(torch.split, middle_tiles(image, grid, CALIBRATION_TILES), 1)
-            self._use(quantising.load(seen or of_volume, is_regions=self._is_regions))
+            # Tried again with the next volume where it fails with this one.
+            self._use(self._quantising.load(seen, is_regions=self._is_regions))
+            self._quantising = None
             return
         if self._choosing is None:
             return
@@ -174,23 +174,31 @@ class _Quantising:
         """The models in int8; tells how near they are to float32."""
         shown: list[Tensor] = []
 
-        def once() -> Sequence[Tensor]:
-            shown.extend(shown or tiles())
-            return shown
+        def noted(model: Model) -> Sequence[Tensor]:
+            found = tiles(model)
+            shown.extend(found)
+            return found
 
-        loaded = Loaded(self._models, self._settings, self._way, _CPU, self._batch, once)
+        loaded = Loaded(self._models, self._settings, self._way, _CPU, self._batch, noted)
         loaded.keep()
         if shown:
-            self._tell(loaded, torch.cat(shown[: self._batch]), is_regions)
+            # It only informs.
+            if_it_fits(partial(self._tell, loaded, shown[:_MOST_TOLD], is_regions))
         return loaded
 
-    def _tell(self, loaded: Loaded, tiles: Tensor, is_regions: bool) -> None:
+    def _tell(self, loaded: Loaded, tiles: Sequence[Tensor], is_regions: bool) -> None:
         exact = Loaded(self._models, self._settings, Way("torch", "fp32"), _CPU, self._batch)
-        parity = compare(loaded.forward(tiles), exact.forward(tiles), is_regions=is_regions)
-        tell = log.info if parity.is_met(INT8) else log.warning
-        tell(
-            "int8: %.1f%% of foreground labels as in float32 on %d of the tiles that it was calibrated with%s",
-            100 * parity.same_labels,
-            len(tiles),
-            "" if parity.is_met(INT8) else ": compare it with references before you use it",
-        )
+        logits = [[each.forward(tile) for tile in tiles] for each in (loaded, exact)]
+        parity = compare(torch.cat(logits[0]), torch.cat(logits[1]), is_regions=is_regions)
+        found = f"int8, on {len(tiles)} of the tiles that it was calibrated with: "
+        if parity.num_foreground == 0:
+            found += "no foreground"
+        else:
+            found += (
+                f"{parity.same_labels:.1%} of the foreground labels are as in float32, and probabilities differ by "
+                f"{parity.mean_difference:.3f} in the mean"
+            )
+        if parity.num_foreground and parity.is_met(INT8):
+            log.info("%s", found)
+        else:
+            log.warning("%s (compare its label maps with references before you rely on them)", found)
