@@ -154,7 +154,7 @@ class Predictor:
     def _seen_tiles(self, prepared: Prepared, grid: TileGrid, model: Model) -> list[Tensor]:
         """For int8: of images that a model was trained with; of this one where there are none."""
         tiles = seen_tiles(model, self.num_channels, self.prepare, self._grid)
-        return tiles or list(middle_tiles(torch.from_numpy(prepared.image), grid, NUM_TILES).split(1))
+        return tiles or list(torch.split(middle_tiles(torch.from_numpy(prepared.image), grid, NUM_TILES), 1))
 
     def _num_passes(self, grid: TileGrid) -> int:
         """About how many tiles of an image go through the networks."""

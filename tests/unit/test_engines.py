@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from toy_models import SCHEMA, toy_model, toy_volume
+from toy_runs import toy_run
 
 from autoseg.domain.dataset import Case, Dataset, Fold, Splits
 from autoseg.domain.geometry import Volume
@@ -384,14 +385,12 @@ def test_int8_that_cannot_be_made_is_tried_again(monkeypatch: pytest.MonkeyPatch
     assert len(np.unique(predictor(toy_volume()))) > 1
 
 
-def test_int8_refuses_a_cascade() -> None:
+def test_int8_refuses_a_cascade(tmp_path: Path) -> None:
     need_openvino()
-    model = toy_model(in_channels=3)
-    part = model.card.settings.model_copy(update={"previous_stage": "3d_lowres"})
-    plan = model.card.plan.model_copy(update={"configurations": {"3d_fullres": part}})
-    card = model.card.model_copy(update={"plan": plan})
+    run = toy_run(tmp_path, {"3d_cascade": (0,)}, has_cascade=True)
+    model = load_model(run.fold_folder("3d_cascade", 0))
     with pytest.raises(ConfigError, match="not offered for cascades"):
-        Predictor([Model(model.weights, card)], device="cpu", precision="int8", engine="openvino")
+        Predictor([model], device="cpu", precision="int8", engine="openvino")
 
 
 def test_int8_is_calibrated_by_the_first_volume_where_there_is_no_other(tmp_path: Path) -> None:

@@ -270,7 +270,8 @@ def _quantised(model: Model, tiles: Tiles) -> Any:
         graph = _convert(network, plan)
     _use_mean_variance(graph, plan)
     shown = [(tile if plan.dims == tile.ndim - 2 else tile.squeeze(2)).numpy() for tile in tiles(model)]
-    nncf.set_log_level(logging.ERROR)
+    # Not by its own function, which changes handlers that others have added.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     try:
         # It would draw bars into the output of whoever calls.
         with redirect_stdout(StringIO()):
