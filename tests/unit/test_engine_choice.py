@@ -72,7 +72,7 @@ class Bench:
 
         def timed(loaded: Loaded, tiles: Tensor, *, is_rough: bool = False) -> tuple[Tensor, float]:
             seconds = self.seconds[loaded.way.engine, loaded.way.precision]
-            return loaded.forward(tiles), seconds * (self.first_pass if is_rough else 1.0)
+            return loaded.forward(tiles), seconds * len(tiles) / 2 * (self.first_pass if is_rough else 1.0)
 
         with self.monkeypatch.context() as patch, torch.inference_mode():
             patch.setattr(choice, "_timed", timed)

@@ -48,8 +48,8 @@ REFERENCE = Way("torch", "fp32")
 """What every other way is held against."""
 
 _PASSES_OF_A_TRIAL = 3
-_PASSES_OF_THE_REFERENCE = 4
-"""What they cost about, in passes of the way that is used so far."""
+_TILES_OF_THE_REFERENCE = 2
+"""What they cost about, in passes and tiles of the quickest way so far."""
 
 
 class _Tried(NamedTuple):
@@ -134,26 +134,27 @@ class Choosing:
         known = found.get(self._base.way)
         base = None
         if known is None:
-            base = if_it_fits(partial(_timed, self._base, tiles, is_rough=True))
+            base = if_it_fits(partial(_timed, self._base, tiles[:1], is_rough=True))
             if base is None:
                 # The tiles go through in smaller batches, and nothing is known of those.
                 return
-            base_s = base[1]
+            tile_s = base[1]
         else:
-            base_s = known.trial.seconds_per_tile * len(tiles)
+            tile_s = known.trial.seconds_per_tile
         expected: Tensor | None = None
         for way in untried:
             if _is_pointless(way, found):
                 continue
             quickest = self._quickest(found, num_tiles)
-            ahead_s = base_s / len(tiles) * num_tiles if quickest is None else quickest.trial.seconds(num_tiles)
-            cost_s = ENGINES[way.engine].set_up_s * len(self._models) + _PASSES_OF_A_TRIAL * base_s
-            if expected is None and self._base.way != REFERENCE:
-                cost_s += _PASSES_OF_THE_REFERENCE * base_s
+            ahead_s = tile_s * num_tiles if quickest is None else quickest.trial.seconds(num_tiles)
+            pass_s = ahead_s / num_tiles * len(tiles)
+            cost_s = ENGINES[way.engine].set_up_s * len(self._models) + _PASSES_OF_A_TRIAL * pass_s
+            if expected is None and (self._base.way != REFERENCE or base is None):
+                cost_s += _TILES_OF_THE_REFERENCE * tile_s
             if time.perf_counter() - began + cost_s > MOST_FRACTION * ahead_s:
                 continue
             if expected is None:
-                expected = if_it_fits(partial(self._reference, found, tiles, base))
+                expected = if_it_fits(partial(self._reference, found, tiles[:1], base))
             if expected is None:
                 # Not enough memory for float32.
                 return
@@ -188,19 +189,20 @@ class Choosing:
 
         Args:
             found: Is added to.
-            tiles: See `choose`.
-            base: Of the base, from `_timed`; None where it was not timed yet.
+            tiles: (1, C, *patch).
+            base: Of the base on it, from `_timed`; None where it was not timed yet.
         """
-        base_logits, base_s = base or _timed(self._base, tiles)
+        base_logits, base_s = base or _timed(self._base, tiles, is_rough=True)
         if self._base.way == REFERENCE:
             logits, seconds, loaded = base_logits, base_s, self._base
         else:
             loaded = self._load(REFERENCE)
             logits, seconds = _timed(loaded, tiles, is_rough=True)
             trial = self._trial(self._base.way, 0.0, base_s, base_logits, logits)
-            found[self._base.way] = _Tried(trial, self._base)
-            log.info("tried: %s", _words(trial))
-        found[REFERENCE] = _Tried(self._trial(REFERENCE, 0.0, seconds, logits, logits), loaded)
+            if found.setdefault(self._base.way, _Tried(trial, self._base)).trial == trial:
+                log.info("tried: %s", _words(trial))
+        # What is known from earlier is not so rough.
+        found.setdefault(REFERENCE, _Tried(self._trial(REFERENCE, 0.0, seconds, logits, logits), loaded))
         return logits
 
     def _try(self, way: Way, tiles: Tensor, expected: Tensor) -> _Tried:
@@ -211,7 +213,8 @@ class Choosing:
             logits, seconds = _timed(loaded, tiles)
         except ModelError as problem:
             return _Tried(Trial(engine=way.engine, precision=way.precision, failure=problem.message))
-        return _Tried(self._trial(way, set_up_s, seconds, logits, expected), loaded)
+        trial = self._trial(way, set_up_s, seconds / len(tiles), logits[:1], expected)
+        return _Tried(trial, loaded)
 
     def _trial(self, way: Way, set_up_s: float, seconds: float, logits: Tensor, expected: Tensor) -> Trial:
         parity = compare(logits, expected, is_regions=self._is_regions)
@@ -219,7 +222,7 @@ class Choosing:
             engine=way.engine,
             precision=way.precision,
             set_up_s=set_up_s,
-            seconds_per_tile=seconds / len(logits),
+            seconds_per_tile=seconds,
             same_labels=parity.same_labels,
             largest_difference=parity.largest_difference,
             mean_difference=parity.mean_difference,

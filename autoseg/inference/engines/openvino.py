@@ -48,7 +48,7 @@ class OpenVino:
     extra = "openvino"
     takes_autocast = False
     has_own_threads = True
-    set_up_s = 0.5  # For hippocampus's plan; 4 s where it is exported. Source: docs/decisions/0035.
+    set_up_s = 0.4  # For hippocampus's plan; 4 s where it is exported. Source: docs/decisions/0035.
     precisions: tuple[Precision, ...] = ("bf16", "fp32", "int8")
 
     def runs_on(self, device: torch.device) -> bool:
