@@ -77,9 +77,9 @@ def start(model: Path, images: Path, out: Path, args: argparse.Namespace) -> sub
 
 
 def finished(out: Path) -> set[str]:
-    """Volumes with a record."""
+    """Volumes with a record; one that was being written when the process was killed is none."""
     folder = out / RECORDS
-    return {path.stem for path in folder.glob("*.json")} if folder.is_dir() else set()
+    return {path.stem for path in folder.glob("volume-*.json")} if folder.is_dir() else set()
 
 
 def stamps(out: Path) -> dict[str, Stamp]:
