@@ -151,7 +151,7 @@ class _Run(KeptNetwork):
         self._runs, self._precision, self._num_threads = runs, precision, torch.get_num_threads()
         self._divided = self._requests(gcd(batch, self._num_threads))
         self._together = self._divided if len(self._divided) == 1 else []
-        self._compiled_all()
+        self._let_the_graph_go()
 
     def _requests(self, number: int) -> list[Any]:
         """Requests that run at the same time."""
@@ -167,8 +167,8 @@ class _Run(KeptNetwork):
             raise _failure(problem) from None
         return [compiled.create_infer_request() for _ in range(number)]
 
-    def _compiled_all(self) -> None:
-        """Let the graph go, as large as the weights, once nothing will be compiled any more."""
+    def _let_the_graph_go(self) -> None:
+        """Once nothing will be compiled any more: it is as large as the weights."""
         if self._together:
             self._runs = None
 
@@ -178,7 +178,7 @@ class _Run(KeptNetwork):
         requests = self._divided
         if len(tiles) % len(requests):
             requests = self._together = self._together or self._requests(1)
-            self._compiled_all()
+            self._let_the_graph_go()
         number = len(tiles) // len(requests)
         started = 0
         problems: list[Exception] = []
